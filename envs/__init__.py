@@ -1,0 +1,1 @@
+"""The world: hosts real and simulated, behind one hardware abstraction layer."""

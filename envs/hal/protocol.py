@@ -1,0 +1,94 @@
+"""The hardware abstraction layer: four narrow capabilities, and the backend that has them all.
+
+One contract suite (tests/contract) runs over every backend. Rules that hold for all of them:
+
+- amounts are units of the topology's pools; rows are the rows of ``vms``;
+- nothing here raises for a VM that has vanished: it is not ``present`` in the reading and its writes fail as ``gone``;
+- ``claim`` comes before the first ``apply``; ``close`` puts everything back as it was found, and may be called twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from foreshare.policies.host import Placement, Topology, VmTable
+from foreshare.policies.reading import Reading
+
+from .types import Plan, Receipt
+
+
+class Clock(Protocol):
+    """Monotonic time: the kernel's, or the simulator's own."""
+
+    def now_ns(self) -> int:
+        """Return monotonic nanoseconds."""
+        ...
+
+    def sleep_until(self, t_ns: int) -> None:
+        """Return at ``t_ns`` or as soon after it as can be."""
+        ...
+
+
+class TopologySource(Protocol):
+    """What there is."""
+
+    @property
+    def topology(self) -> Topology:
+        """The hardware that may be handed out."""
+        ...
+
+    @property
+    def vms(self) -> VmTable:
+        """The VMs' contracts."""
+        ...
+
+
+class Telemetry(Protocol):
+    """What the VMs do."""
+
+    def sample(self, reading: Reading) -> None:
+        """Fill ``reading`` in place with rates since the previous call. The first call has dt_ns 0 and no rates."""
+        ...
+
+
+class Actuation(Protocol):
+    """What can be moved."""
+
+    def claim(self, remember: Callable[[Mapping[str, object]], None]) -> None:
+        """Take hold of the controls.
+
+        Before the first write, ``remember`` is called with what is needed to put them back (JSON values only); when it
+        returns, that is durable. Raises HostError where the host does not allow it.
+        """
+        ...
+
+    def describe(self, plan: Plan) -> list[str]:
+        """Return one line for each write of ``plan``, for people: what would be written where."""
+        ...
+
+    def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
+        """Write ``plan`` in order, stop at ``deadline_ns`` (monotonic; 0 for none), fill ``receipt`` in place."""
+        ...
+
+    def read_back(self, into: Placement) -> None:
+        """Fill ``into`` with what the controls hold now, read afresh. What cannot be read stays as it is."""
+        ...
+
+    def close(self) -> None:
+        """Put the host back as it was found and let go of it."""
+        ...
+
+
+class Hal(TopologySource, Telemetry, Actuation, Protocol):
+    """A whole backend."""
+
+    @property
+    def name(self) -> str:
+        """simulated, linux or replay."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The clock that this host lives by."""
+        ...

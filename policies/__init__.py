@@ -1,0 +1,1 @@
+"""The judgement: forecast, allocators, guard and placement, on numpy alone."""

@@ -1,0 +1,1 @@
+"""The loop on hosts, and the command line over it."""
