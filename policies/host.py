@@ -200,6 +200,8 @@ class Host:
 
     topology: Topology
     vms: VmTable
+    active: BoolArray = field(default_factory=lambda: np.ones(0, bool))
+    """(N,) VMs that are there; the others hold nothing and are owed nothing. Default: all."""
     movable: BoolArray = field(init=False)
     """(R,) resources that have units."""
     granule: IntArray = field(init=False)
@@ -218,6 +220,11 @@ class Host:
         put = object.__setattr__
         movable = t.movable()
         put(self, "movable", movable)
+        if not len(self.active):
+            put(self, "active", np.ones(n, bool))
+        if self.active.shape != (n,):
+            raise InputError(f"host: active has shape {self.active.shape}, expected {(n,)}")
+        here = self.active[:, None]
         if n and (v.zone.min() < 0 or v.zone.max() >= max(t.zones, 1)):
             raise InputError("a VM names a zone that the host does not have")
         apart = v.isolation != Isolation.SHARED
@@ -226,14 +233,14 @@ class Host:
         floor = np.ones((n, R), np.int64)
         floor[:, Resource.CACHE] = np.where(apart, t.min_ways, 0)
         floor[:, Resource.CPU] = granule[:, Resource.CPU]
-        floor *= movable
-        reservation = _ceil_to(np.maximum(v.reservation, floor), granule) * movable
+        floor *= movable & here
+        reservation = _ceil_to(np.maximum(v.reservation, floor), granule) * (movable & here)
         if t.min_ways > 1:
             own = reservation[:, Resource.CACHE]
             own[(own > 0) & (own < t.min_ways)] = t.min_ways
         size = np.array([[t.pool(r, int(z)).units for r in Resource] for z in v.zone], np.int64).reshape(n, R)
         cap = np.minimum(np.maximum(v.cap, reservation), np.maximum(size, reservation))
-        cap = np.maximum(cap // granule * granule, reservation) * movable
+        cap = np.maximum(cap // granule * granule, reservation) * (movable & here)
         cap[v.isolation == Isolation.SECURITY] = reservation[v.isolation == Isolation.SECURITY]
         for name, value in (("granule", granule), ("floor", floor), ("reservation", reservation), ("cap", cap)):
             value.setflags(write=False)

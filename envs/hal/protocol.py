@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from foreshare.policies.host import Placement, Topology, VmTable
+from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
 
 from .types import Plan, Receipt
@@ -55,8 +55,14 @@ class Telemetry(Protocol):
 class Actuation(Protocol):
     """What can be moved."""
 
-    def claim(self, remember: Callable[[Mapping[str, object]], None]) -> None:
+    def claim(
+        self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
+    ) -> None:
         """Take hold of the controls.
+
+        ``previous`` is what an earlier process that did not come to ``close`` was given to remember: where it names a
+        control, its value is the original, not what is found now; what it names and this host no longer manages is put
+        back at once.
 
         Before the first write, ``remember`` is called with what is needed to put them back (JSON values only); when it
         returns, that is durable. Raises HostError where the host does not allow it.
@@ -71,8 +77,11 @@ class Actuation(Protocol):
         """Write ``plan`` in order, stop at ``deadline_ns`` (monotonic; 0 for none), fill ``receipt`` in place."""
         ...
 
-    def read_back(self, into: Placement) -> None:
-        """Fill ``into`` with what the controls hold now, read afresh. What cannot be read stays as it is."""
+    def read_back(self, into: Placement, rows: IntArray | None = None) -> None:
+        """Fill ``rows`` of ``into`` (all if None) with what the controls hold now, read afresh.
+
+        What cannot be read stays as it is.
+        """
         ...
 
     def close(self) -> None:

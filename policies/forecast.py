@@ -1,0 +1,135 @@
+"""What every VM will want in the tick in which the decision lands: last value and EWMA, all VMs in one call.
+
+Usage at the limit is censored: demand was at least that. Where the HAL tells nothing better than usage, a censored
+value is raised by ``PROBE`` so that a throttled VM is found out in a few ticks rather than never.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from .host import FloatArray, Host, IntArray, R
+from .reading import Quality, Reading
+
+PROBE = 1.25
+MISSING_WIDEN = 1.05
+"""A value that is missing widens its margin by this factor each tick."""
+
+
+@dataclass(slots=True, eq=False)
+class Forecast:
+    """Demand in units, (N, R). ``mean`` is the expectation, ``upper`` what demand stays below nine times out of ten."""
+
+    mean: FloatArray
+    upper: FloatArray
+
+    @classmethod
+    def empty(cls, n: int) -> Forecast:
+        """Return a forecast of nothing."""
+        return cls(np.zeros((n, R)), np.zeros((n, R)))
+
+
+class Forecaster(Protocol):
+    """Sees every tick's reading, answers for all VMs at once."""
+
+    def update(self, reading: Reading, into: Forecast) -> None:
+        """Take in one reading and fill ``into``. A VM never seen is forecast at its reservation."""
+        ...
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1 for a new one."""
+        ...
+
+
+def observed_demand(reading: Reading, out: FloatArray) -> FloatArray:
+    """Fill ``out`` (N, R) with the demand that a reading speaks of, NaN where it says nothing."""
+    np.fmax(reading.demand_low, reading.usage, out=out)
+    censored = (reading.quality & Quality.CENSORED) != 0
+    blind = censored & ~(reading.demand_low > reading.usage * 1.02)
+    np.multiply(out, PROBE, out=out, where=blind)
+    return out
+
+
+class LastValue:
+    """Tomorrow is as today: mean and upper are the last observed demand."""
+
+    def __init__(self, host: Host) -> None:
+        self._last = host.reservation.astype(float)
+        self._seen = np.empty_like(self._last)
+
+    def update(self, reading: Reading, into: Forecast) -> None:
+        """See :class:`Forecaster`."""
+        seen = observed_demand(reading, self._seen)
+        np.copyto(self._last, seen, where=np.isfinite(seen))
+        into.mean[:] = self._last
+        into.upper[:] = self._last
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """See :class:`Forecaster`."""
+        self._last = carry(self._last, rows, host.reservation.astype(float))
+        self._seen = np.empty_like(self._last)
+
+
+class Ewma:
+    """Exponentially weighted level, rising faster than it falls, plus a margin from the mean absolute error.
+
+    ``level += gain * (x - level)`` with ``rise`` above the level and ``fall`` below it; the margin is ``margin`` mean
+    absolute errors (Roberts 1959, Technometrics 1(3), for the EWMA; 1.25 mean absolute deviations are one standard
+    deviation of a normal error, so that 1.6 of them are near its 0.9 quantile).
+    """
+
+    def __init__(
+        self, host: Host, *, rise: float = 0.7, fall: float = 0.15, error_gain: float = 0.1, margin: float = 1.6
+    ) -> None:
+        self.rise, self.fall, self.error_gain, self.margin = rise, fall, error_gain, margin
+        self._level = host.reservation.astype(float)
+        self._error = np.zeros_like(self._level)
+        self._new = np.ones(len(host), bool)
+        self._scratch()
+
+    def _scratch(self) -> None:
+        self._seen, self._gap, self._gain = (np.empty_like(self._level) for _ in range(3))
+
+    def update(self, reading: Reading, into: Forecast) -> None:
+        """See :class:`Forecaster`."""
+        seen, gap, gain = observed_demand(reading, self._seen), self._gap, self._gain
+        missing = np.isnan(seen)
+        any_missing = bool(missing.any())
+        if any_missing:
+            np.copyto(seen, self._level, where=missing)
+        if self._new.any():
+            first = self._new & ~missing.any(axis=1)
+            self._level[first] = seen[first]
+            self._new &= ~first
+        np.subtract(seen, self._level, out=gap)
+        np.copyto(gain, self.fall)
+        np.copyto(gain, self.rise, where=gap > 0)
+        gain *= gap
+        self._level += gain
+        np.abs(gap, out=gap)
+        gap -= self._error
+        gap *= self.error_gain
+        if any_missing:
+            np.copyto(gap, self._error * (MISSING_WIDEN - 1.0), where=missing)
+        self._error += gap
+        into.mean[:] = self._level
+        np.multiply(self._error, self.margin, out=into.upper)
+        into.upper += self._level
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """See :class:`Forecaster`."""
+        self._level = carry(self._level, rows, host.reservation.astype(float))
+        self._error = carry(self._error, rows, np.zeros_like(self._level))
+        self._new = np.append(self._new, True)[rows]
+        self._scratch()
+
+
+def carry(old: FloatArray, rows: IntArray, fresh: FloatArray) -> FloatArray:
+    """Return ``fresh`` with the rows of ``old`` that ``rows`` (former row or -1) names taken over."""
+    out = fresh.copy()
+    known = rows >= 0
+    out[known] = old[rows[known]]
+    return out

@@ -1,0 +1,143 @@
+"""Makes any decision safe: whatever comes in, a feasible allocation in whole units goes out.
+
+Feasible means, for every VM and resource: a multiple of its granule, at least its floor, at most its cap, pool sums
+within capacity, no more ways' owners than cache classes, and at least ``min(reservation, what it needs now)``: a VM
+gets its reservation back in the very tick in which it is forecast to want it; one of which nothing is known holds it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .host import BoolArray, FloatArray, Host, IntArray, Resource
+from .rounding import apportion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GuardOptions:
+    """How the guard behaves."""
+
+    hysteresis: bool = True
+    """Keep units where they are until somebody else wants them: fewer moves, same guarantees."""
+
+
+class Guard:
+    """Projects proposals onto the feasible set. Holds no state but scratch; ``changed`` counts entries it altered."""
+
+    def __init__(self, host: Host, options: GuardOptions | None = None) -> None:
+        self.options = options or GuardOptions()
+        self.rebind(host)
+
+    def rebind(self, host: Host) -> None:
+        """Work for another set of VMs."""
+        self.host = host
+        self.broken = False
+        """The latest proposal was unusable as a whole (wrong shape or type) or had entries that are no numbers."""
+        self.changed = 0
+        """Entries of the latest proposal that were altered before hysteresis."""
+
+    def admit(
+        self, proposal: npt.ArrayLike, ask: FloatArray, previous: IntArray, *, frozen: BoolArray | None = None
+    ) -> IntArray:
+        """Return feasible units (N, R) near ``proposal``.
+
+        ``ask`` (N, R) float: what each VM wants now; NaN counts as its reservation. ``previous`` (N, R): what it holds.
+        ``frozen`` (N,): VMs that must not keep more than they are granted (throttled ones).
+        """
+        host = self.host
+        wanted = self._numbers(proposal)
+        entitled = self._entitled(ask)
+        x = np.clip(wanted, entitled, host.cap)
+        x = -(-x // host.granule) * host.granule
+        self._classes(x, entitled)
+        for g in host.groups:
+            self._fit(x, entitled, g.rows, g.cols, g.capacity)
+        self.changed = int(np.count_nonzero(x != wanted))
+        if self.options.hysteresis and len(host):
+            keep = np.minimum(previous, host.cap) - x
+            keep[(keep < 0) | (keep % host.granule != 0)] = 0
+            if frozen is not None:
+                keep[frozen] = 0
+            if keep.any():
+                keep[:, Resource.CACHE] *= x[:, Resource.CACHE] > 0  # never makes an owner of ways out of a non-owner
+                for g in host.groups:
+                    self._keep(x, keep, g.rows, g.cols, g.capacity)
+        return x
+
+    def _numbers(self, proposal: npt.ArrayLike) -> IntArray:
+        """Return ``proposal`` as integers; what is no number becomes the reservation."""
+        host = self.host
+        self.broken = False
+        if isinstance(proposal, np.ndarray) and proposal.dtype == np.int64 and proposal.shape == host.cap.shape:
+            return proposal
+        try:
+            value = np.asarray(proposal, dtype=np.float64)
+        except (TypeError, ValueError, OverflowError):
+            value = np.empty(0)
+        if value.shape != host.cap.shape:
+            self.broken = True
+            return host.reservation.copy()
+        bad = np.isnan(value)
+        self.broken = bool(bad.any())
+        value = np.where(bad, host.reservation, np.clip(value, 0.0, host.cap.astype(float)))
+        return np.ceil(value - 1e-9).astype(np.int64)
+
+    def _entitled(self, ask: FloatArray) -> IntArray:
+        """Return (N, R) what each VM must be given whatever was proposed."""
+        host = self.host
+        wanted: FloatArray = np.where(np.isfinite(ask), np.minimum(ask, host.reservation), host.reservation)
+        steps: IntArray = np.ceil(wanted / host.granule - 1e-9).astype(np.int64)
+        need: IntArray = np.clip(steps * host.granule, host.floor, host.reservation)
+        low = host.topology.min_ways
+        if low > 1:
+            own = need[:, Resource.CACHE]
+            own[(own > 0) & (own < low)] = low
+        return need
+
+    def _classes(self, x: IntArray, entitled: IntArray) -> None:
+        """Send the smallest claims on ways to the shared class until owners fit into the hardware's classes."""
+        t = self.host.topology
+        ways = x[:, Resource.CACHE]
+        if t.min_ways > 1:
+            ways[(ways > 0) & (ways < t.min_ways)] = t.min_ways
+        owners = int(np.count_nonzero(ways))
+        spare = owners - (t.max_classes - 1)
+        if t.max_classes and spare > 0:
+            must = entitled[:, Resource.CACHE]
+            order = np.lexsort((-self.host.vms.rank, self.host.vms.priority, ways, must > 0))
+            order = order[(ways[order] > 0) & (must[order] == 0)]
+            ways[order[:spare]] = 0
+
+    def _fit(self, x: IntArray, entitled: IntArray, rows: slice | IntArray, cols: slice, capacity: IntArray) -> None:
+        """Shrink what stands above entitlement, in proportion, until the group's columns fit."""
+        total = x[rows, cols].sum(axis=0)
+        over = total > capacity
+        if not over.any():
+            return
+        low = entitled[rows, cols]
+        high = x[rows, cols]
+        extra = (high - low).astype(float)
+        room = np.maximum(capacity - low.sum(axis=0), 0)
+        extra *= np.where(over, room / np.maximum(extra.sum(axis=0), 1.0), 1.0)
+        fitted = low + apportion(extra, self.host.granule[rows, cols], room, self.host.vms.rank[rows])
+        fitted = np.where(over, fitted, high)
+        if cols.start <= Resource.CACHE < cols.stop and self.host.topology.min_ways > 1:
+            own = fitted[:, Resource.CACHE - cols.start]
+            mine = low[:, Resource.CACHE - cols.start]
+            own[:] = np.where((own > 0) & (own < self.host.topology.min_ways), mine, own)
+        x[rows, cols] = fitted
+
+    def _keep(self, x: IntArray, keep: IntArray, rows: slice | IntArray, cols: slice, capacity: IntArray) -> None:
+        """Let VMs keep what nobody else wants, smallest surplus first, ties by rank."""
+        extra = keep[rows, cols]
+        spare = capacity - x[rows, cols].sum(axis=0)
+        if (extra.sum(axis=0) > spare).any():
+            order = np.argsort(extra * (len(self.host) + 1) + self.host.vms.rank[rows][:, None], axis=0, kind="stable")
+            ranked = np.take_along_axis(extra, order, axis=0)
+            kept = np.zeros_like(extra)
+            np.put_along_axis(kept, order, ranked * (np.cumsum(ranked, axis=0) <= spare), axis=0)
+            extra = kept
+        x[rows, cols] += extra
