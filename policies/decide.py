@@ -94,6 +94,13 @@ class Mind:
         known = rows >= 0
         self.held[known] = held[rows[known]]
 
+    def warm_up(self) -> None:
+        """Run policy, fallback, guard and placement once for nothing, so that the first tick finds its code warm."""
+        _ask_policy(self)
+        self.fallback.allocate(self.request, self.host, 0)
+        units = self.guard.admit(self.held, self.request.ask, self.held)
+        Placer(self.host).place(units, Placement.empty(len(self.host), self.host.topology.cpus))
+
     def adopt(self, placement: Placement) -> None:
         """Start from what the VMs hold now (after a restart), so that the first tick moves as little as it can."""
         self.placer.adopt(placement)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .host import BoolArray, FloatArray, Host, IntArray, Resource
+from .host import CACHE, BoolArray, FloatArray, Host, IntArray
 from .rounding import apportion
 
 
@@ -62,7 +62,7 @@ class Guard:
             if frozen is not None:
                 keep[frozen] = 0
             if keep.any():
-                keep[:, Resource.CACHE] *= x[:, Resource.CACHE] > 0  # never makes an owner of ways out of a non-owner
+                keep[:, CACHE] *= x[:, CACHE] > 0  # never makes an owner of ways out of a non-owner
                 for g in host.groups:
                     self._keep(x, keep, g.rows, g.cols, g.capacity)
         return x
@@ -93,20 +93,20 @@ class Guard:
         need: IntArray = np.clip(steps * host.granule, host.floor, host.reservation)
         low = host.topology.min_ways
         if low > 1:
-            own = need[:, Resource.CACHE]
+            own = need[:, CACHE]
             own[(own > 0) & (own < low)] = low
         return need
 
     def _classes(self, x: IntArray, entitled: IntArray) -> None:
         """Send the smallest claims on ways to the shared class until owners fit into the hardware's classes."""
         t = self.host.topology
-        ways = x[:, Resource.CACHE]
+        ways = x[:, CACHE]
         if t.min_ways > 1:
             ways[(ways > 0) & (ways < t.min_ways)] = t.min_ways
         owners = int(np.count_nonzero(ways))
         spare = owners - (t.max_classes - 1)
         if t.max_classes and spare > 0:
-            must = entitled[:, Resource.CACHE]
+            must = entitled[:, CACHE]
             order = np.lexsort((-self.host.vms.rank, self.host.vms.priority, ways, must > 0))
             order = order[(ways[order] > 0) & (must[order] == 0)]
             ways[order[:spare]] = 0
@@ -124,9 +124,9 @@ class Guard:
         extra *= np.where(over, room / np.maximum(extra.sum(axis=0), 1.0), 1.0)
         fitted = low + apportion(extra, self.host.granule[rows, cols], room, self.host.vms.rank[rows])
         fitted = np.where(over, fitted, high)
-        if cols.start <= Resource.CACHE < cols.stop and self.host.topology.min_ways > 1:
-            own = fitted[:, Resource.CACHE - cols.start]
-            mine = low[:, Resource.CACHE - cols.start]
+        if cols.start <= CACHE < cols.stop and self.host.topology.min_ways > 1:
+            own = fitted[:, CACHE - cols.start]
+            mine = low[:, CACHE - cols.start]
             own[:] = np.where((own > 0) & (own < self.host.topology.min_ways), mine, own)
         x[rows, cols] = fitted
 

@@ -30,6 +30,8 @@ class Resource(IntEnum):
     IO = 3
 
 
+CPU, CACHE, MEMORY, IO = (int(r) for r in Resource)
+"""The same as plain integers: looking a member up in an IntEnum takes a microsecond, and a tick does it forty times."""
 R = len(Resource)
 RESOURCES = tuple(r.name.lower() for r in Resource)
 WHOLE_HOST = -1
@@ -241,6 +243,8 @@ class Host:
         size = np.array([[t.pool(r, int(z)).units for r in Resource] for z in v.zone], np.int64).reshape(n, R)
         cap = np.minimum(np.maximum(v.cap, reservation), np.maximum(size, reservation))
         cap = np.maximum(cap // granule * granule, reservation) * (movable & here)
+        narrow = cap[:, Resource.CACHE]
+        narrow[narrow < t.min_ways] = 0  # no mask is that small: such a VM can only be in the shared class
         cap[v.isolation == Isolation.SECURITY] = reservation[v.isolation == Isolation.SECURITY]
         for name, value in (("granule", granule), ("floor", floor), ("reservation", reservation), ("cap", cap)):
             value.setflags(write=False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .host import BoolArray, Host, IntArray, Isolation, Placement, Resource
+from .host import CACHE, CPU, BoolArray, Host, IntArray, Isolation, Placement
 from .ways import WayLine
 
 NOBODY = -1
@@ -61,37 +61,54 @@ class Placer:
         self._bind(host)
 
     def adopt(self, placement: Placement) -> None:
-        """Start from what the VMs hold now, as far as it is a legal layout; the rest is free."""
+        """Start from what the VMs hold now: each keeps its reservation of it where the layout allows; the rest is free.
+
+        More than that need not be kept: with no telemetry yet, reservations are what the first tick grants.
+        """
+        host, t = self.host, self.host.topology
         self._owner[:] = NOBODY
         self._core_owner[:] = NOBODY
-        for row in np.flatnonzero(self._apart):
-            cores = np.unique(self.host.topology.core[placement.cpus[row]])
-            self._core_owner[cores[(self._core_owner[cores] == NOBODY) & self._whole[cores]]] = row
-        taken = self._core_owner[self._unit_core]
-        self._owner[:] = taken
-        for row in np.flatnonzero(~self._apart):
-            free = np.flatnonzero(placement.cpus[row][self._unit_cpu] & (self._owner == NOBODY))
-            self._owner[free[: placement.units[row, Resource.CPU]]] = row
+        by_rank = np.argsort(host.vms.rank)
+        keep = host.reservation[:, CPU]
+        for row in by_rank[self._apart[by_rank]]:
+            cores = np.unique(t.core[placement.cpus[row]])
+            cores = cores[
+                (self._core_owner[cores] == NOBODY)
+                & self._whole[cores]
+                & (self._core_zone[cores] == host.vms.zone[row])
+            ]
+            self._core_owner[cores[: keep[row] // (t.units_per_cpu * t.threads_per_core)]] = row
+        self._owner[:] = self._core_owner[self._unit_core]
+        for row in by_rank[~self._apart[by_rank]]:
+            free = (
+                placement.cpus[row][self._unit_cpu] & (self._owner == NOBODY) & (self._unit_zone == host.vms.zone[row])
+            )
+            self._owner[np.flatnonzero(free)[: keep[row]]] = row
         for zone, line in enumerate(self._lines):
             line.adopt(placement.ways, self.host.vms.zone == zone)
+
+    @property
+    def owner(self) -> IntArray:
+        """(U,) row of each CPU unit's owner along the line, or NOBODY; a copy."""
+        return self._owner.copy()
 
     def place(self, units: IntArray, into: Placement) -> None:
         """Fill ``into`` with a placement of ``units`` (N, R); what cannot be placed is cut from ``into.units``."""
         into.units[:] = units
-        cpu = units[:, Resource.CPU]
-        if self.host.movable[Resource.CPU]:
+        cpu = units[:, CPU]
+        if self.host.movable[CPU]:
             for zone, apart, shared in self._zone_rows:
                 if len(apart):
                     self._place_cores(zone, apart, cpu)
                 if len(shared):
                     self._place_slices(zone, shared, cpu)
             held = np.bincount(self._owner[self._owner >= 0], minlength=len(self.host))
-            into.units[:, Resource.CPU] = np.minimum(cpu, held)
+            into.units[:, CPU] = np.minimum(cpu, held)
             into.cpus[:] = False
             owned = self._owner >= 0
             into.cpus[self._owner[owned], self._unit_cpu[owned]] = True
-        if self.host.movable[Resource.CACHE]:
-            ways = units[:, Resource.CACHE]
+        if self.host.movable[CACHE]:
+            ways = units[:, CACHE]
             for zone, line in enumerate(self._lines):
                 rows = self.host.vms.zone == zone if len(self._lines) > 1 else None
                 line.place(ways, rows, into.ways)

@@ -14,18 +14,37 @@ def apportion(x: FloatArray, granule: IntArray, capacity: IntArray, rank: IntArr
     ties go by ``rank`` (n,). A column of ``x`` that sums to no more than its capacity stays within it, and each value
     within one granule of what was asked.
     """
-    down = np.floor(x / granule + 1e-9)
-    rest = x / granule - down
-    out = (down * granule).astype(np.int64)
+    rest = x / granule
+    down = np.floor(rest + 1e-9)
+    rest -= down
+    out: IntArray = (down * granule).astype(np.int64)
     left = capacity - out.sum(axis=0)
     if rest.size and (left > 0).any() and (rest > 1e-6).any():
-        order = np.argsort(-rest - 1e-9 * (len(rank) - rank)[:, None], axis=0, kind="stable")
-        step = np.take_along_axis(np.where(rest > 1e-6, granule, 0), order, axis=0)
-        fits = np.cumsum(step, axis=0) <= left
-        up = np.zeros_like(out)
-        np.put_along_axis(up, order, step * fits, axis=0)
-        out += up
+        columns = np.arange(x.shape[1])
+        order = np.argsort(rank[:, None] * 1e-9 - rest, axis=0, kind="stable")
+        at = (
+            order * len(columns) + columns
+        )  # positions in the flattened arrays: take() costs less than take_along_axis()
+        step = (granule * (rest > 1e-6)).take(at)
+        out.ravel()[at] += step * (step.cumsum(axis=0) <= left)
     return out
+
+
+def fill_extras(extra: FloatArray, room: FloatArray) -> FloatArray:
+    """Water-fill each column from zero: min(extra, level) with the level at which the column sums to ``room``.
+
+    As :func:`fill_level` with nothing below: with the extras ascending, after k of them have been filled the level is
+    ``(room - their sum) / (n - k)``; the first that is not above its k-th extra is the level.
+    """
+    n = len(extra)
+    if n == 0 or (extra.sum(axis=0) <= room).all():
+        return extra
+    up = np.sort(extra, axis=0)
+    level = (room - up.cumsum(axis=0) + up) / np.arange(n, 0, -1)[:, None]
+    first = (level <= up).argmax(axis=0)
+    columns = np.arange(extra.shape[1])
+    short = level[first, columns] <= up[first, columns]
+    return np.minimum(extra, np.where(short, level[first, columns], np.inf))
 
 
 def fill_level(low: FloatArray, high: FloatArray, capacity: FloatArray) -> FloatArray:

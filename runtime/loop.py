@@ -113,7 +113,7 @@ class ControlLoop:
         self._absent = np.zeros(n, np.int64)
         self._waiting = np.zeros(n, np.int64)
         self._last_sample_ns = 0
-        self._verify_at = 0
+        self._verify_at = self._number = 0
         per_tick = -(-n // max(self.options.verify_ticks - 1, 1)) if n else 0
         self._verify_rows = [np.arange(i, min(i + per_tick, n)) for i in range(0, n, max(per_tick, 1))]
 
@@ -134,7 +134,8 @@ class ControlLoop:
         gc.disable()
         try:
             next_ns = clock.now_ns() + tick_ns
-            while (ticks is None or self.counts.ticks + self.counts.missed < ticks) and not stop():
+            done = 0
+            while (ticks is None or done < ticks) and not stop():
                 clock.sleep_until(next_ns)
                 self._tick(next_ns)
                 if self.counts.ticks % COLLECT_TICKS == 0:
@@ -143,15 +144,22 @@ class ControlLoop:
                 missed = max(0, (late - 1) // tick_ns) if late > tick_ns else 0
                 self.counts.missed += missed
                 next_ns += (1 + missed) * tick_ns
+                done += 1 + missed
         finally:
             if enabled:
                 gc.enable()
             gc.unfreeze()
         return self.counts
 
+    def reset_figures(self) -> None:
+        """Start counting anew; what the host holds is not touched."""
+        self.counts, self.latency = Counts(), Latency()
+
     def _warm_up(self) -> None:
         """Touch what a tick needs before the first one counts: reads only, no writes."""
         self.hal.sample(self._reading)
+        self.mind.warm_up()
+        build_plan(self.host, self._held, self._held)
 
     def _tick(self, t_ns: int) -> None:
         now, stage = time.perf_counter_ns, self._stage
@@ -224,8 +232,9 @@ class ControlLoop:
                 self._event("write-failed", row, failure.text)
         for kind, row, text in self.meter.update(t_ns, self._reading, decision, self._held):
             self._event(kind, row, text)
+        self._number += 1
         tick = Tick(
-            counts.ticks - 1, t_ns, self._reading, decision, self._held, self._stage, plan, receipt, counts.missed
+            self._number - 1, t_ns, self._reading, decision, self._held, self._stage, plan, receipt, counts.missed
         )
         for observer in self.observers:
             observer.on_tick(tick)

@@ -39,9 +39,8 @@ class Meter:
     def rebind(self, host: Host) -> None:
         """Go on with the same rows after VMs came or went."""
         self.host = host
-        self._priority_weight: FloatArray = (
-            host.vms.priority - min(0, int(host.vms.priority.min(initial=0))) + 1
-        ) * 1.0
+        lowest = min(0, int(host.vms.priority.min(initial=0)))
+        self._priority_weight: FloatArray = (host.vms.priority - lowest + 1).astype(np.float64)
         capacity = np.zeros(len(RESOURCES))
         for pool in host.topology.pools:
             capacity[pool.resource] += pool.units

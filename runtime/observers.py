@@ -14,6 +14,7 @@ import numpy as np
 from foreshare.envs.hal import Hal
 from foreshare.policies.host import RESOURCES, FloatArray, Host, Isolation
 
+from .config_schema import MigrateConfig
 from .loop import Tick
 from .runlog import MAX_EVENTS, NOBODY, SEVERAL, Event, RunLog
 
@@ -92,15 +93,10 @@ class _Running:
 
 @dataclass(slots=True)
 class MigrationHook:
-    """Runs the user's command when a VM would be better off elsewhere: opt-in, one at a time for each VM, in bounds.
+    """Runs the user's command when a VM would be better off elsewhere: opt-in, one at a time for each VM, in bounds."""
 
-    ``command`` is an argument list; ``{uuid}`` and ``{reason}`` in it are replaced, nothing else, and no shell is
-    involved.
-    """
-
-    command: Sequence[str]
+    config: MigrateConfig
     uuids: Sequence[str]
-    deadline_s: float
     report: Callable[[str, int, str], None]
     """Told of each outcome as (kind, vm, text)."""
     _running: list[_Running] = field(default_factory=list)
@@ -109,7 +105,7 @@ class MigrationHook:
         """Start the command for a ``migrate`` event."""
         if kind != "migrate" or any(r.vm == vm for r in self._running):
             return
-        argv = [a.replace("{uuid}", self.uuids[vm]).replace("{reason}", text) for a in self.command]
+        argv = self.config.argv(uuid=self.uuids[vm], reason=text)
         try:
             process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True
@@ -117,7 +113,7 @@ class MigrationHook:
         except OSError as error:
             self.report("migrate-failed", vm, f"{argv[0]}: {error.strerror}")
             return
-        self._running.append(_Running(process, vm, time.monotonic() + self.deadline_s))
+        self._running.append(_Running(process, vm, time.monotonic() + self.config.deadline_s))
 
     def on_tick(self, tick: Tick) -> None:
         """Look after commands that are under way."""
@@ -132,7 +128,7 @@ class MigrationHook:
             if code is None and (kill or time.monotonic() > run.until):
                 run.process.kill()
                 run.process.wait()
-                self.report("migrate-failed", run.vm, f"not done within {self.deadline_s:g} s, ended")
+                self.report("migrate-failed", run.vm, f"not done within {self.config.deadline_s:g} s, ended")
             elif code is None:
                 left.append(run)
             else:
@@ -145,12 +141,16 @@ class RecentEvents:
 
     def __init__(self, keep: int = 50) -> None:
         self.events: deque[Event] = deque(maxlen=keep)
-        self._t_ns = 0
+        self.t_ns = 0
+        """Time of the newest tick since the first one."""
+        self._start_ns: int | None = None
 
     def on_event(self, kind: str, vm: int, text: str) -> None:
         """See :class:`~.loop.Observer`."""
-        self.events.append(Event(self._t_ns, kind, vm, text))
+        self.events.append(Event(self.t_ns, kind, vm, text))
 
     def on_tick(self, tick: Tick) -> None:
         """See :class:`~.loop.Observer`."""
-        self._t_ns = tick.t_ns
+        if self._start_ns is None:
+            self._start_ns = tick.t_ns
+        self.t_ns = tick.t_ns - self._start_ns

@@ -25,8 +25,6 @@ from foreshare.policies.errors import ForeshareError, HostError
 from foreshare.policies.host import R
 from foreshare.policies.reading import Reading
 
-from .loop import Tick
-
 _HEADER = 64
 _HEAD, _TAIL, _DROPPED, _CLOSED = range(4)
 _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
@@ -62,7 +60,7 @@ class Ring:
     def put(self, reading: Reading) -> None:
         """Write one reading, or count it as dropped when the ring is full."""
         head = int(self.count[_HEAD])
-        if head - int(self.count[_TAIL]) >= self.slots:
+        if self.full:
             self.count[_DROPPED] += 1
             return
         at = head % self.slots
@@ -82,6 +80,11 @@ class Ring:
         block["t_ns"], block["dt_ns"] = self.t_ns[at], self.dt_ns[at]
         self.count[_TAIL] = head
         return block
+
+    @property
+    def full(self) -> bool:
+        """The reader has fallen a whole ring behind."""
+        return int(self.count[_HEAD]) - int(self.count[_TAIL]) >= self.slots
 
     @property
     def dropped(self) -> int:
@@ -125,12 +128,12 @@ class Recorder:
         with self._process.stdin as stdin:
             stdin.write(json.dumps(metadata).encode())
 
-    def on_tick(self, tick: Tick) -> None:
-        """See :class:`~.loop.Observer`."""
-        self.ring.put(tick.reading)
-
-    def on_event(self, kind: str, vm: int, text: str) -> None:
-        """See :class:`~.loop.Observer`: recordings hold telemetry only."""
+    def put(self, reading: Reading, wait_s: float = 0.0) -> None:
+        """Hand one reading over; a full ring costs it, unless there is room within ``wait_s`` (virtual clocks wait)."""
+        end = time.monotonic() + wait_s
+        while wait_s and self.ring.full and time.monotonic() < end and self._process.poll() is None:
+            time.sleep(0.001)
+        self.ring.put(reading)
 
     def close(self) -> tuple[int, int]:
         """End the recording; return ticks written and dropped. Raises HostError if the recorder failed."""
@@ -160,10 +163,7 @@ def _drain(out: Path, ring: Ring, alive: int, metadata: dict[str, Any]) -> int:
                 writer.append(block)
             elif last:
                 return 0
-            ready, _, _ = select.select([alive], [], [], 0.1)
-            gone = bool(ready)
-            if not ready and block is None:
-                time.sleep(0)
+            gone = bool(select.select([alive], [], [], 0.02)[0])
 
 
 def main() -> int:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreshare.policies.host import BoolArray, Host, IntArray, Isolation, Placement, Resource
+from foreshare.policies.host import CACHE, CPU, IO, MEMORY, BoolArray, Host, IntArray, Isolation, Placement
 
 from .types import Control, Plan, Receipt
 
-_COUNTED = ((Control.CPU, Resource.CPU), (Control.MEMORY, Resource.MEMORY), (Control.IO, Resource.IO))
+_CPUS, _CPU, _WAYS = int(Control.CPUS), int(Control.CPU), int(Control.WAYS)
+_COUNTED = ((_CPU, CPU), (int(Control.MEMORY), MEMORY), (int(Control.IO), IO))
+_SHARED = int(Isolation.SHARED)
 
 
 @dataclass(slots=True)
@@ -26,7 +28,7 @@ class _Writes:
     vm: list[IntArray]
     value: list[IntArray]
 
-    def add(self, control: Control, vm: IntArray, value: IntArray) -> None:
+    def add(self, control: int, vm: IntArray, value: IntArray) -> None:
         if len(vm):
             self.control.append(np.full(len(vm), control, np.int64))
             self.vm.append(vm)
@@ -40,24 +42,24 @@ def build_plan(host: Host, current: Placement, target: Placement) -> Plan:
     """
     take, give = _Writes([], [], []), _Writes([], [], [])
     sets: list[BoolArray] = []
-    apart = host.vms.isolation != Isolation.SHARED
+    apart = host.vms.isolation != _SHARED
     if not host.active.all():  # who is not there has no controls to write
         target = target.copy()
         for mine, theirs in ((target.units, current.units), (target.cpus, current.cpus), (target.ways, current.ways)):
             mine[~host.active] = theirs[~host.active]
-    if host.movable[Resource.CPU]:
+    if host.movable[CPU]:
         _plan_cpus(current.cpus, target.cpus, apart, take, give, sets)
     for control, r in _COUNTED:
         if host.movable[r]:
             old, new = current.units[:, r], target.units[:, r]
             differs = old != new
-            if control == Control.CPU:
+            if control == _CPU:
                 differs &= ~apart  # they own their cores, and have no quota
             less = np.flatnonzero(differs & (new < old))
             take.add(control, less, new[less])
             more = np.flatnonzero(differs & (new > old))
             give.add(control, more, new[more])
-    if host.movable[Resource.CACHE]:
+    if host.movable[CACHE]:
         _plan_ways(host, current.ways, target.ways, apart, take, give)
     controls = [*take.control, *give.control]
     if not controls:
@@ -110,8 +112,8 @@ def _plan_cpus(
     receivers = np.flatnonzero(step2)
     sets.append(first[step1])
     sets.append(new[receivers])
-    take.add(Control.CPUS, step1, base + np.arange(len(step1)))
-    give.add(Control.CPUS, receivers, base + len(step1) + np.arange(len(receivers)))
+    take.add(_CPUS, step1, base + np.arange(len(step1)))
+    give.add(_CPUS, receivers, base + len(step1) + np.arange(len(receivers)))
 
 
 def _plan_ways(host: Host, old: IntArray, new: IntArray, apart: BoolArray, take: _Writes, give: _Writes) -> None:
@@ -125,7 +127,7 @@ def _plan_ways(host: Host, old: IntArray, new: IntArray, apart: BoolArray, take:
     kept[np.bitwise_count(kept) < least] = 0
     # Leaving for the shared class, or shrinking without moving all of it, needs nobody's leave.
     shrink = rows[(new[rows] == 0) | ((kept[rows] != 0) & (kept[rows] != old[rows]))]
-    take.add(Control.WAYS, shrink, kept[shrink])
+    take.add(_WAYS, shrink, kept[shrink])
     now[shrink] = kept[shrink]
     pending = [int(r) for r in rows if now[r] != new[r]]
     order: list[int] = []
@@ -141,7 +143,7 @@ def _plan_ways(host: Host, old: IntArray, new: IntArray, apart: BoolArray, take:
         pending.remove(ready[0])
     if order:
         grow = np.array(order, np.int64)
-        give.add(Control.WAYS, grow, new[grow])
+        give.add(_WAYS, grow, new[grow])
 
 
 def advance(state: Placement, plan: Plan, receipt: Receipt) -> None:
@@ -155,16 +157,16 @@ def advance(state: Placement, plan: Plan, receipt: Receipt) -> None:
     for kind, r in _COUNTED:
         at = (control == kind) & ok
         state.units[vm[at], r] = value[at]
-    at = (control == Control.WAYS) & ok
+    at = (control == _WAYS) & ok
     state.ways[vm[at]] = value[at]
-    state.units[vm[at], Resource.CACHE] = np.bitwise_count(value[at].astype(np.uint64))
-    at = (control == Control.CPUS) & ok
+    state.units[vm[at], CACHE] = np.bitwise_count(value[at].astype(np.uint64))
+    at = (control == _CPUS) & ok
     state.cpus[vm[at]] = plan.cpu_sets[value[at]]
 
 
 def settle(state: Placement, host: Host) -> None:
     """Take over counts that have no write of their own: an isolated VM's CPU units follow its cores."""
-    apart = host.vms.isolation != Isolation.SHARED
+    apart = host.vms.isolation != _SHARED
     if apart.any():
         units = state.cpus[apart].sum(axis=1) * host.topology.units_per_cpu
-        state.units[apart, Resource.CPU] = units
+        state.units[apart, CPU] = units

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foreshare.policies.host import BoolArray, Host, IntArray, Resource
+from foreshare.policies.host import CACHE, BoolArray, Host, IntArray, Resource
 
 from .base import Request
 
@@ -42,7 +42,7 @@ class PrioritySort:
         self.refused = np.zeros(n, bool)
         self.refused[order] = refused
         out = np.where(self.refused[:, None], reservation, ask)
-        out[:, Resource.CACHE] = self._cache(ask[:, Resource.CACHE], host, order)
+        out[:, CACHE] = self._cache(ask[:, CACHE], host, order)
         return out
 
     @staticmethod
@@ -52,7 +52,7 @@ class PrioritySort:
         free: list[int] = []
         for g in host.groups:
             for j, r in enumerate(list(Resource)[g.cols]):
-                if r == Resource.CACHE or not host.movable[r]:
+                if r == CACHE or not host.movable[r]:
                     continue
                 column = np.zeros(len(host), np.int64)
                 column[g.rows] = extra[g.rows, r]
@@ -62,15 +62,15 @@ class PrioritySort:
 
     @staticmethod
     def _cache(ask: IntArray, host: Host, order: IntArray) -> IntArray:
-        reservation = host.reservation[:, Resource.CACHE]
+        reservation = host.reservation[:, CACHE]
         out = np.minimum(ask, reservation)
         for g in host.groups:
-            if not g.cols.start <= Resource.CACHE < g.cols.stop:
+            if not g.cols.start <= CACHE < g.cols.stop:
                 continue
             mine = np.zeros(len(host), bool)
             mine[g.rows] = True
             rows = order[mine[order]]
-            left = int(g.capacity[Resource.CACHE - g.cols.start]) - int(out[rows].sum())
+            left = int(g.capacity[CACHE - g.cols.start]) - int(out[rows].sum())
             more = np.maximum(ask[rows] - reservation[rows], 0)
             out[rows] += np.clip(left - (np.cumsum(more) - more), 0, more)
         return out

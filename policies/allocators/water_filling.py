@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from foreshare.policies.host import Host, IntArray, R
-from foreshare.policies.rounding import apportion, fill_level
+from foreshare.policies.rounding import apportion, fill_extras
 
 from .base import Request
 
@@ -25,6 +25,6 @@ class WaterFilling:
         for g in host.groups:
             ask = request.ask[g.rows, g.cols]
             low = np.minimum(ask, host.reservation[g.rows, g.cols])
-            x = low + fill_level(np.zeros_like(ask), ask - low, np.maximum(g.capacity - low.sum(axis=0), 0.0))
+            x = low + fill_extras(ask - low, np.maximum(g.capacity - low.sum(axis=0), 0.0))
             out[g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out

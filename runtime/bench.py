@@ -1,0 +1,238 @@
+"""``bench tick``: how long a tick takes where everything moves, with the real gap between ticks.
+
+In a tight loop caches stay warm and every figure is a third of what a host sees; so ticks are 10 ms apart here as there.
+The demand changes the allocation of at least a quarter of the VMs in every tick. On real cgroups the demand is put on
+top of what the (empty) cgroups report; everything else, every read and every write, is real.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foreshare.envs.hal import Clock, Hal, Host, Plan, Quality, Receipt, VmSpec
+from foreshare.policies.errors import HostError
+from foreshare.policies.host import RESOURCES, FloatArray, IntArray, Placement, Resource, Topology, VmTable
+from foreshare.policies.reading import Reading
+from foreshare.policies.registry import DEFAULT, make_mind
+
+from .jitter import JitterBeside
+from .latency import percentiles
+from .loop import ControlLoop, LoopOptions, Tick
+from .session import HalChoice, open_hal
+
+WARM_UP_TICKS = 50
+LINUX_UNITS_PER_CPU = 100
+"""A benchmark host may have two CPUs and 64 VMs: each needs a unit, so units are hundredths of a CPU there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TickBench:
+    """What to measure."""
+
+    hal: str
+    vms: int
+    ticks: int = 1000
+    tick_ms: float = 10.0
+    policy: str = DEFAULT
+    seed: int = 0
+
+
+class Churn:
+    """Demand that moves: each tick, half of the VMs draw a new one between a tenth of their fair share and twice it."""
+
+    def __init__(self, host: Host, seed: int) -> None:
+        self._rng = np.random.default_rng(np.random.SeedSequence(seed))
+        n = max(len(host), 1)
+        capacity = np.zeros(len(RESOURCES))
+        for pool in host.topology.pools:
+            capacity[pool.resource] += pool.units
+        self._share = capacity / n
+        self._now: FloatArray = np.ones((len(host), len(RESOURCES))) * self._share
+
+    def next(self) -> FloatArray:
+        """Return (N, R) demand in units for the next tick."""
+        n = len(self._now)
+        chosen = self._rng.random(n) < 0.5
+        self._now[chosen] = self._share * self._rng.uniform(0.1, 2.0, (int(chosen.sum()), 1))
+        return self._now
+
+
+class DrivenHal:
+    """A real backend under made-up demand: samples for real, then puts the demand on top of the reading."""
+
+    def __init__(self, real: Hal, churn: Churn) -> None:
+        self._real, self._churn = real, churn
+        self.name = real.name
+
+    @property
+    def topology(self) -> Topology:
+        """See :class:`Hal`."""
+        return self._real.topology
+
+    @property
+    def vms(self) -> VmTable:
+        """See :class:`Hal`."""
+        return self._real.vms
+
+    @property
+    def clock(self) -> Clock:
+        """See :class:`Hal`."""
+        return self._real.clock
+
+    def sample(self, reading: Reading) -> None:
+        """Sample for real, then replace what can be moved by the demand."""
+        self._real.sample(reading)
+        demand = self._churn.next()
+        for r in (Resource.CPU, Resource.IO):
+            reading.usage[:, r] = reading.demand_low[:, r] = demand[:, r]
+            reading.quality[:, r] = Quality.OK
+
+    def claim(
+        self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
+    ) -> None:
+        """See :class:`Hal`."""
+        self._real.claim(remember, previous)
+
+    def describe(self, plan: Plan) -> list[str]:
+        """See :class:`Hal`."""
+        return self._real.describe(plan)
+
+    def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
+        """See :class:`Hal`."""
+        self._real.apply(plan, deadline_ns, receipt)
+
+    def read_back(self, into: Placement, rows: IntArray | None = None) -> None:
+        """See :class:`Hal`."""
+        self._real.read_back(into, rows)
+
+    def close(self) -> None:
+        """See :class:`Hal`."""
+        self._real.close()
+
+
+class _Start:
+    """Drops the figures of the first ticks."""
+
+    def __init__(self, loop: ControlLoop) -> None:
+        self._loop = loop
+
+    def on_tick(self, tick: Tick) -> None:
+        """See :class:`~.loop.Observer`."""
+        if tick.number == WARM_UP_TICKS - 1:
+            self._loop.reset_figures()
+
+    def on_event(self, kind: str, vm: int, text: str) -> None:
+        """See :class:`~.loop.Observer`."""
+
+
+def bench_tick(bench: TickBench) -> dict[str, Any]:
+    """Measure; return the keys of ``foreshare bench tick --json``."""
+    if bench.hal == "simulated":
+        choice = HalChoice(hal="simulated", scenario="churn", vms=bench.vms, seed=bench.seed, realtime=True)
+        hal = open_hal(choice)
+        try:
+            return _measure(hal, bench)
+        finally:
+            hal.close()
+    return _bench_linux(bench)
+
+
+def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
+    host = Host(hal.topology, hal.vms)
+    loop = ControlLoop(hal, make_mind(bench.policy, host), LoopOptions(tick_ns=round(bench.tick_ms * 1e6)))
+    loop.observers.append(_Start(loop))
+    hal.claim(lambda originals: None)
+    with JitterBeside(bench.ticks, bench.tick_ms) as jitter:
+        loop.run(bench.ticks + WARM_UP_TICKS)
+    counts, latency = loop.counts, loop.latency
+    decided = max(counts.by_policy + counts.by_fallback, 1)
+    return {
+        "hal": bench.hal,
+        "vms": bench.vms,
+        "policy": bench.policy,
+        "resources": [name for name, moves in zip(RESOURCES, host.movable, strict=True) if moves],
+        "ticks": counts.ticks,
+        "missed_ticks": counts.missed,
+        "stages": latency.stages(),
+        "decision_us": latency.decision(),
+        "tick_us": latency.tick(),
+        "reaction_us": latency.reaction(),
+        "floor_us": {"p50": 0.0, "p99": 0.0},
+        "floor_ratio_p50": None,
+        "decided_by_policy_pct": round(100.0 * counts.by_policy / decided, 3),
+        "deferred_writes_pct": round(100.0 * counts.deferred / max(counts.writes + counts.deferred, 1), 4),
+        "deferred_longest_ticks": counts.deferred_longest,
+        "changed_vms_per_tick": round(counts.changed_vms / max(counts.ticks, 1), 2),
+        "writes_per_tick": round(counts.writes / max(counts.ticks, 1), 2),
+        "failed_writes": counts.failed,
+        "jitter_us": jitter.result,
+        "machine": machine_facts(),
+    }
+
+
+def _bench_linux(bench: TickBench) -> dict[str, Any]:
+    """Measure on cgroups made for the occasion, then the same writes again with nothing around them."""
+    from foreshare.envs.hal.linux.floor import measure_floor
+    from foreshare.envs.hal.linux.hal import LinuxHal
+    from foreshare.envs.hal.linux.roots import Roots
+    from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
+    from foreshare.envs.hal.linux.temporary import temporary_cgroups
+
+    roots = Roots()
+    writes: list[list[tuple[str, bytes]]] = []
+    with temporary_cgroups(bench.vms, roots) as paths:
+        device = _some_disk(roots.sys)
+        spec = LinuxSpec(
+            vms=tuple(VmSpec(name=f"vm{i}", cgroup=path) for i, path in enumerate(paths)),
+            units_per_cpu=LINUX_UNITS_PER_CPU,
+            period_us=LINUX_UNITS_PER_CPU * 1000,
+            io=(IoDevice(device=device, bandwidth_bytes=1e9),) if device else (),
+        )
+        real = LinuxHal(spec, roots)
+        try:
+            real.trace = writes
+            figures = _measure(DrivenHal(real, Churn(Host(real.topology, real.vms), bench.seed)), bench)
+        finally:
+            real.close()
+        floor = percentiles(np.asarray(measure_floor(writes, round(bench.tick_ms * 1e6)))[WARM_UP_TICKS:])
+    apply_us = figures["stages"]["apply"]["p50"]
+    ratio = round(apply_us / floor["p50"], 3) if floor["p50"] else None
+    return figures | {"floor_us": floor, "floor_ratio_p50": ratio}
+
+
+def _some_disk(sys_root: str) -> str:
+    """Return "MAJ:MIN" of a whole disk, or "" where there is none."""
+    folder = f"{sys_root}/block"
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return ""
+    for name in names:
+        if name.startswith(("loop", "ram", "zram", "dm-", "md")):
+            continue
+        try:
+            with open(f"{folder}/{name}/dev", encoding="ascii") as file:
+                return file.read().strip()
+        except OSError:
+            continue
+    return ""
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return what somebody needs to judge a figure by."""
+    model = ""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            model = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+    except OSError as error:
+        raise HostError(f"cannot read /proc/cpuinfo: {error.strerror}") from error
+    return {
+        "cpu": model, "cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
+        "numpy": np.__version__, "load_1min": os.getloadavg()[0],
+    }  # fmt: skip

@@ -1,0 +1,60 @@
+"""``foreshare bench``: foreshare measured by itself, with the machine's own unrest beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from foreshare.envs.hal.spec import MAX_VMS
+from foreshare.policies.registry import DEFAULT, POLICIES
+
+from .main import Parser
+from .values import number, whole
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what can be measured."""
+    what = parser.add_subparsers(dest="what", metavar="WHAT", required=True, parser_class=Parser)
+    tick = what.add_parser("tick", help="one tick, stage by stage, with the real gap between ticks")
+    tick.add_argument("--hal", choices=("simulated", "linux"), default="simulated", help="linux makes its own cgroups")
+    tick.add_argument("--vms", type=whole(1, MAX_VMS), default=64, metavar="N", help="number of VMs (default 64)")
+    tick.add_argument("--ticks", type=whole(10, 10**7), default=1000, metavar="N", help="ticks counted (default 1000)")
+    tick.add_argument("--tick-ms", type=number(5, 1000, "ms"), default=10.0, metavar="MS", help="gap (default 10)")
+    tick.add_argument("--policy", choices=tuple(POLICIES), default=DEFAULT, help=f"who decides (default {DEFAULT})")
+    tick.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="seed of the demand")
+    tick.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+
+def execute(args: argparse.Namespace) -> int:
+    """Run the verb."""
+    from foreshare.runtime.bench import TickBench, bench_tick
+
+    result = bench_tick(
+        TickBench(
+            hal=args.hal, vms=args.vms, ticks=args.ticks, tick_ms=args.tick_ms, policy=args.policy, seed=args.seed
+        )
+    )
+    sys.stdout.write(json.dumps(result) + "\n" if args.json else _people(result))
+    return 0
+
+
+def _people(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['vms']} VMs on {result['hal']}, {', '.join(result['resources'])}; {result['ticks']} ticks,"
+        f" {result['changed_vms_per_tick']} VMs changed and {result['writes_per_tick']} writes a tick",
+        f"{'us':<12}{'p50':>9}{'p99':>9}{'p99.9':>9}",
+    ]
+    rows = {**result["stages"], "decision": result["decision_us"], "whole tick": result["tick_us"]}
+    rows |= {"reaction": result["reaction_us"], "jitter": result["jitter_us"]}
+    lines += [f"{name:<12}{row['p50']:>9.1f}{row['p99']:>9.1f}{row['p999']:>9.1f}" for name, row in rows.items()]
+    if result["floor_ratio_p50"] is not None:
+        lines.append(
+            f"floor of apply: {result['floor_us']['p50']:.1f} us at p50, the stage takes {result['floor_ratio_p50']} x"
+        )
+    lines.append(
+        f"decided by policy {result['decided_by_policy_pct']} %; deferred writes {result['deferred_writes_pct']} %,"
+        f" longest {result['deferred_longest_ticks']} ticks; missed ticks {result['missed_ticks']}"
+    )
+    return "".join(f"{line}\n" for line in lines)

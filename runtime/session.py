@@ -1,0 +1,246 @@
+"""One run from start to finish: open the host, take the lease, run the loop, put the host back, sum up.
+
+A host is put back on every way out: the end of the run, a signal, an exception. Only a kill -9 gets past; then the
+journal is still there, and the next start goes on from it.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from foreshare.envs.hal import Hal, Host
+from foreshare.envs.hal.plan import build_plan
+from foreshare.policies.decide import decide_tick
+from foreshare.policies.errors import HostError
+from foreshare.policies.host import FloatArray, Placement
+from foreshare.policies.reading import Reading
+from foreshare.policies.registry import make_mind
+
+from .config import Config
+from .journal import StateDir
+from .loop import ControlLoop, LoopOptions, Observer
+from .observers import LogObserver, MigrationHook, describe_run
+from .runlog import RunLog
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HalChoice:
+    """Which host, as the command line says it."""
+
+    hal: str = "simulated"
+    config: Config | None = None
+    scenario: str = "mixed"
+    vms: int | None = None
+    trace: Path | None = None
+    seed: int = 0
+    realtime: bool = False
+
+
+def open_hal(choice: HalChoice) -> Hal:
+    """Open a backend; nothing is written. Raises InputError (or HostError) with one clear line."""
+    if choice.hal == "simulated":
+        from foreshare.envs.hal.simulated import SimulatedHal
+        from foreshare.envs.simulator.scenario import load_scenario
+
+        scenario = load_scenario(choice.scenario, vms=choice.vms, seed=choice.seed)
+        return SimulatedHal(scenario, seed=choice.seed, realtime=choice.realtime)
+    if choice.hal == "linux":
+        from foreshare.envs.hal.linux.hal import LinuxHal
+
+        if choice.config is None:
+            raise HostError("--hal linux needs --config FILE.toml that names the VMs' cgroups; see foreshare doctor")
+        return LinuxHal(choice.config.linux_spec())
+    if choice.hal == "replay":
+        from foreshare.envs.hal.replay import ReplayHal
+
+        if choice.trace is None:
+            raise HostError("--hal replay needs --trace DIR, a recording made by foreshare record")
+        return ReplayHal(choice.trace)
+    raise HostError(f"no HAL named {choice.hal!r}; there are simulated, linux and replay")
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """Within this, SIGINT and SIGTERM ask for an orderly end; yields the function that says whether one came."""
+    stopped = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+
+    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run came to."""
+
+    log: RunLog
+    restored: bool
+    notes: list[str] = field(default_factory=list)
+    """One line each for what an operator should know (a corrupt journal put aside, a run taken over)."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Session:
+    """A run to be made."""
+
+    choice: HalChoice
+    policy: str
+    ticks: int | None
+    tick_ms: float = 10.0
+    options: LoopOptions | None = None
+    state_dir: str = ""
+    """Where lease and journal live; only real hosts need them."""
+    watchers: Callable[[dict[str, Any], ControlLoop], Sequence[Observer]] | None = None
+    """Makes further observers, given the run's facts and its loop."""
+    stop: Callable[[], bool] = field(default=lambda: False)
+
+    def run(self) -> Outcome:
+        """Run. Raises InputError before anything is written if the host or the configuration is wrong."""
+        hal = open_hal(self.choice)
+        try:
+            if hal.name != "linux":
+                return self._run(hal, None)
+            with StateDir(self.state_dir) as state:
+                return self._run(hal, state)
+        finally:
+            hal.close()
+
+    def _run(self, hal: Hal, state: StateDir | None) -> Outcome:
+        host = Host(hal.topology, hal.vms)
+        mind = make_mind(self.policy, host)
+        options = self.options or LoopOptions(tick_ns=round(self.tick_ms * 1e6))
+        loop = ControlLoop(hal, mind, options)
+        facts = describe_run(
+            hal, host, policy=self.policy, tick_ms=self.tick_ms,
+            scenario=self.choice.scenario if hal.name == "simulated" else "", seed=self.choice.seed,
+        )  # fmt: skip
+        log = RunLog.for_run(ticks=self.ticks or 0, n=len(host), cpus=host.topology.cpus, meta=facts)
+        recorder = LogObserver(log, _truth(hal))
+        hooks: list[Observer] = [recorder, *self._migration(host, recorder)]
+        loop.observers.extend(hooks)
+        if self.watchers:
+            loop.observers.extend(self.watchers(facts, loop))
+        notes = _claim(hal, state)
+        try:
+            self._loop(hal, loop)
+        finally:
+            hal.close()
+            if state is not None:
+                state.clear()
+            for hook in hooks:
+                if isinstance(hook, MigrationHook):
+                    hook.poll(kill=True)
+        log.summary = summarise(hal, loop, self.policy)
+        return Outcome(log.trimmed(), restored=True, notes=notes)
+
+    def _loop(self, hal: Hal, loop: ControlLoop) -> None:
+        if hal.name != "replay":
+            loop.run(self.ticks, self.stop)
+            return
+        from foreshare.envs.hal.replay import EndOfTrace
+
+        try:
+            loop.run(self.ticks, self.stop)
+        except EndOfTrace:
+            return
+
+    def _migration(self, host: Host, recorder: LogObserver) -> list[MigrationHook]:
+        config = self.choice.config
+        if config is None or config.migrate is None:
+            return []
+        return [MigrationHook(config.migrate, host.vms.uuid, recorder.on_event)]
+
+
+def _claim(hal: Hal, state: StateDir | None) -> list[str]:
+    """Take hold of the host, going on from the journal of a run that did not end in good order."""
+    if state is None:
+        hal.claim(lambda originals: None)
+        return []
+    notes = []
+    entry = state.read()
+    if state.sidelined:
+        notes.append(f"the journal was corrupt and was put aside as {state.sidelined}; taking the host as it is")
+    previous = None
+    if entry is not None and entry.same_boot and entry.hal == hal.name:
+        previous = entry.originals
+        notes.append("an earlier run did not end in good order; going on from its journal")
+    hal.claim(lambda originals: state.write(hal.name, originals), previous)
+    return notes
+
+
+def _truth(hal: Hal) -> Callable[[], FloatArray] | None:
+    if hal.name != "simulated":
+        return None
+    from foreshare.envs.hal.simulated import SimulatedHal
+
+    return (lambda: hal.truth) if isinstance(hal, SimulatedHal) else None
+
+
+def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
+    """Return the figures of a run: the keys of ``foreshare run --json``, and more."""
+    counts, latency = loop.counts, loop.latency
+    slo, utilisation, source = loop.meter.late_pct, loop.meter.utilisation_pct, "throttled VM-ticks"
+    if hal.name == "simulated":
+        from foreshare.envs.hal.simulated import SimulatedHal
+
+        if isinstance(hal, SimulatedHal):
+            slo, utilisation, source = hal.slo(), hal.utilisation(), "late requests"
+    decided = max(counts.by_policy + counts.by_fallback, 1)
+    return {
+        "policy": policy,
+        "ticks": counts.ticks,
+        "missed_ticks": counts.missed,
+        "decided_by": {"policy": counts.by_policy, "fallback": counts.by_fallback},
+        "decided_by_policy_pct": round(100.0 * counts.by_policy / decided, 3),
+        "slo_violation_pct": round(float(slo), 4),
+        "slo_measured_by": source,
+        "utilisation_pct": round(float(utilisation), 3),
+        "contentions": loop.meter.contentions,
+        "writes": counts.writes,
+        "deferred_writes_pct": round(100.0 * counts.deferred / max(counts.writes + counts.deferred, 1), 4),
+        "failed_writes": counts.failed,
+        "drift": counts.drift,
+        "decision_us": latency.decision(),
+        "tick_us": latency.tick(),
+        "reaction_us": latency.reaction(),
+        "stages": latency.stages(),
+    }
+
+
+def dry_run(choice: HalChoice, policy: str, tick_ms: float) -> list[str]:
+    """Return what the first tick would write, one line each. Writes nothing, takes no lease."""
+    hal = open_hal(choice)
+    try:
+        host = Host(hal.topology, hal.vms)
+        mind = make_mind(policy, host)
+        held = Placement.empty(len(host), host.topology.cpus)
+        hal.read_back(held)
+        mind.adopt(held)
+        reading = Reading.empty(len(host))
+        hal.sample(reading)
+        hal.clock.sleep_until(hal.clock.now_ns() + round(tick_ms * 1e6))
+        hal.sample(reading)
+        plan = build_plan(host, held, decide_tick(mind, reading).placement)
+        return hal.describe(plan)
+    finally:
+        hal.close()
+
+
+def ticks_for(seconds: float, tick_ms: float) -> int:
+    """Return how many ticks ``seconds`` of host time are; at least one."""
+    return max(1, int(np.ceil(seconds * 1000.0 / tick_ms - 1e-9)))
