@@ -16,7 +16,7 @@ from .allocators import Allocator, PrioritySort, Request
 from .allocators.base import make_request
 from .forecast import Forecast, Forecaster
 from .guard import Guard, GuardOptions
-from .host import BoolArray, Host, IntArray, Isolation, Placement, R
+from .host import CACHE, BoolArray, Host, IntArray, Isolation, Placement, R
 from .placement import Placer
 from .reading import Reading
 
@@ -27,7 +27,7 @@ STAGES = ("forecast", "decide", "guard", "place")
 class DecideOptions:
     """What surrounds the policy."""
 
-    headroom: float = 1.15
+    headroom: float = 1.05
     """VMs ask for this multiple of the upper end of their forecast."""
     policy_budget_ns: int = 600_000
     """A policy that took longer than this loses the tick to the priority sort."""
@@ -45,7 +45,7 @@ class Decision:
     fault: str
     """Why the policy's answer was not used; empty if it was."""
     contended: BoolArray
-    """(N, R) the VM is expected to need more than it was granted."""
+    """(N, R) the VM is expected to need more than it was granted. Never set for cache, which is best effort."""
     throttled: BoolArray
     """(N,) the priority sort refused the VM and holds it at its reservation."""
     request: Request
@@ -134,6 +134,7 @@ def decide_tick(mind: Mind, reading: Reading) -> Decision:
     if mind._any_fixed:
         units[mind._fixed] = host.reservation[mind._fixed]
     np.greater(mind.request.need, units, out=out.contended)
+    out.contended[:, CACHE] = False  # best effort: who has no ways of his own has the shared ones
     mind.held = units
     guard_done = now()
 

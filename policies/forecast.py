@@ -82,7 +82,7 @@ class Ewma:
     """
 
     def __init__(
-        self, host: Host, *, rise: float = 0.7, fall: float = 0.15, error_gain: float = 0.1, margin: float = 1.6
+        self, host: Host, *, rise: float = 0.7, fall: float = 0.5, error_gain: float = 0.1, margin: float = 1.6
     ) -> None:
         self.rise, self.fall, self.error_gain, self.margin = rise, fall, error_gain, margin
         self._level = host.reservation.astype(float)

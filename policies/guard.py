@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .host import CACHE, BoolArray, FloatArray, Host, IntArray
+from .host import CACHE, CPU, BoolArray, FloatArray, Host, IntArray
 from .rounding import apportion
 
 
@@ -34,6 +34,9 @@ class Guard:
     def rebind(self, host: Host) -> None:
         """Work for another set of VMs."""
         self.host = host
+        self._coarse = (host.granule[:, CPU] > 1).nonzero()[0]
+        """Rows whose CPU comes in whole cores; every other granule is one unit."""
+        self._reservation = host.reservation.astype(np.float64)
         self.broken = False
         """The latest proposal was unusable as a whole (wrong shape or type) or had entries that are no numbers."""
         self.changed = 0
@@ -50,15 +53,17 @@ class Guard:
         host = self.host
         wanted = self._numbers(proposal)
         entitled = self._entitled(ask)
-        x = np.clip(wanted, entitled, host.cap)
-        x = -(-x // host.granule) * host.granule
+        x = np.minimum(np.maximum(wanted, entitled), host.cap)
+        self._to_granules(x)
         self._classes(x, entitled)
         for g in host.groups:
             self._fit(x, entitled, g.rows, g.cols, g.capacity)
         self.changed = int(np.count_nonzero(x != wanted))
         if self.options.hysteresis and len(host):
             keep = np.minimum(previous, host.cap) - x
-            keep[(keep < 0) | (keep % host.granule != 0)] = 0
+            np.maximum(keep, 0, out=keep)
+            if len(self._coarse):
+                keep[self._coarse, CPU] -= keep[self._coarse, CPU] % host.granule[self._coarse, CPU]
             if frozen is not None:
                 keep[frozen] = 0
             if keep.any():
@@ -85,12 +90,19 @@ class Guard:
         value = np.where(bad, host.reservation, np.clip(value, 0.0, host.cap.astype(float)))
         return np.ceil(value - 1e-9).astype(np.int64)
 
+    def _to_granules(self, x: IntArray) -> None:
+        """Round up in place to what can change hands."""
+        if len(self._coarse):
+            granule = self.host.granule[self._coarse, CPU]
+            x[self._coarse, CPU] = -(-x[self._coarse, CPU] // granule) * granule
+
     def _entitled(self, ask: FloatArray) -> IntArray:
         """Return (N, R) what each VM must be given whatever was proposed."""
         host = self.host
-        wanted: FloatArray = np.where(np.isfinite(ask), np.minimum(ask, host.reservation), host.reservation)
-        steps: IntArray = np.ceil(wanted / host.granule - 1e-9).astype(np.int64)
-        need: IntArray = np.clip(steps * host.granule, host.floor, host.reservation)
+        wanted = np.fmin(ask, self._reservation)  # fmin passes over NaN
+        need: IntArray = np.ceil(wanted - 1e-9).astype(np.int64)
+        np.maximum(need, host.floor, out=need)
+        self._to_granules(need)
         low = host.topology.min_ways
         if low > 1:
             own = need[:, CACHE]

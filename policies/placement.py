@@ -44,6 +44,8 @@ class Placer:
             for z in range(max(host.topology.zones, 1))
         ]
         self._apart = apart
+        self._evicted: IntArray | None = None
+        self._recount()
         for z, line in enumerate(self._lines):
             line.pin(np.flatnonzero((v.isolation == Isolation.SECURITY) & (v.zone == z)))
         self._row_index = np.arange(len(host))
@@ -84,8 +86,9 @@ class Placer:
                 placement.cpus[row][self._unit_cpu] & (self._owner == NOBODY) & (self._unit_zone == host.vms.zone[row])
             )
             self._owner[np.flatnonzero(free)[: keep[row]]] = row
+        self._recount()
         for zone, line in enumerate(self._lines):
-            line.adopt(placement.ways, self.host.vms.zone == zone)
+            line.adopt(placement.ways, host.vms.zone == zone)
 
     @property
     def owner(self) -> IntArray:
@@ -94,35 +97,55 @@ class Placer:
 
     def place(self, units: IntArray, into: Placement) -> None:
         """Fill ``into`` with a placement of ``units`` (N, R); what cannot be placed is cut from ``into.units``."""
-        into.units[:] = units
-        cpu = units[:, CPU]
+        np.copyto(into.units, units)
         if self.host.movable[CPU]:
-            for zone, apart, shared in self._zone_rows:
-                if len(apart):
-                    self._place_cores(zone, apart, cpu)
-                if len(shared):
-                    self._place_slices(zone, shared, cpu)
-            held = np.bincount(self._owner[self._owner >= 0], minlength=len(self.host))
-            into.units[:, CPU] = np.minimum(cpu, held)
-            into.cpus[:] = False
-            owned = self._owner >= 0
-            into.cpus[self._owner[owned], self._unit_cpu[owned]] = True
+            want = units[:, CPU]
+            if (want != self._held).any():
+                before = self._owner.copy()
+                for zone, apart, shared in self._zone_rows:
+                    if len(apart):
+                        self._place_cores(zone, apart, want)
+                    if len(shared):
+                        self._place_slices(zone, shared, want)
+                self._note_changes(before)
+                np.minimum(want, self._held, out=into.units[:, CPU])
+            np.copyto(into.cpus, self._cpus)
         if self.host.movable[CACHE]:
             ways = units[:, CACHE]
             for zone, line in enumerate(self._lines):
                 rows = self.host.vms.zone == zone if len(self._lines) > 1 else None
                 line.place(ways, rows, into.ways)
 
+    def _note_changes(self, before: IntArray) -> None:
+        """Bring counts and CPU sets up to date with the units that changed hands since ``before``."""
+        n = len(self.host)
+        moved = self._owner != before
+        touched = np.zeros(n + 1, bool)  # the last entry stands for NOBODY
+        touched[before[moved]] = True
+        touched[self._owner[moved]] = True
+        touched[NOBODY] = False
+        self._cpus[touched[:n]] = False
+        theirs = touched[self._owner].nonzero()[0]
+        owners = self._owner[theirs]
+        self._cpus[owners, self._unit_cpu[theirs]] = True
+        self._held[touched[:n]] = np.bincount(owners, minlength=n)[touched[:n]]
+
+    def _recount(self) -> None:
+        owned = self._owner >= 0
+        self._held = np.bincount(self._owner[owned], minlength=len(self.host))
+        self._cpus = np.zeros((len(self.host), self.host.topology.cpus), bool)
+        self._cpus[self._owner[owned], self._unit_cpu[owned]] = True
+
     def _place_cores(self, zone: int, apart: IntArray, cpu: IntArray) -> None:
         """Give isolated VMs whole cores."""
+        if (cpu[apart] == self._held[apart]).all():
+            return
         t = self.host.topology
         per_core = t.units_per_cpu * t.threads_per_core
         want = np.zeros(len(self.host), np.int64)
         want[apart] = cpu[apart] // per_core
         here = np.flatnonzero((self._core_zone == zone) & (self._core_owner != NOBODY))
         have = np.bincount(self._core_owner[here], minlength=len(self.host))
-        if (have == want).all():
-            return
         surplus = here[_beyond(self._core_owner[here], have, want)]
         self._core_owner[surplus] = NOBODY
         mine = self._apart_units(surplus)
@@ -137,6 +160,10 @@ class Placer:
         free.sort()
         self._core_owner[free] = rows
         taken = self._apart_units(free)
+        losers = self._owner[taken]
+        if (losers != NOBODY).any():
+            evicted = np.bincount(losers[losers != NOBODY], minlength=len(self.host))
+            self._evicted = evicted if self._evicted is None else self._evicted + evicted
         self._owner[taken] = self._core_owner[self._unit_core[taken]]
 
     def _apart_units(self, cores: IntArray) -> IntArray:
@@ -146,34 +173,32 @@ class Placer:
 
     def _place_slices(self, zone: int, shared: IntArray, cpu: IntArray) -> None:
         """Give shared VMs slices of the CPUs that no isolated VM owns."""
-        want = np.zeros(len(self.host), np.int64)
-        want[shared] = cpu[shared]
-        mine = self._shared_units(zone)
-        have = np.bincount(self._owner[mine], minlength=len(self.host))
-        if (have == want).all():
+        n, owner = len(self.host), self._owner
+        have = self._held.copy()
+        if self._evicted is not None:  # slices that had to leave a core
+            have -= self._evicted
+            self._evicted = None
+        change = np.zeros(n + 1, np.int64)  # the last entry stands for NOBODY
+        change[shared] = cpu[shared] - have[shared]
+        if not change.any():
             return
-        surplus = mine[_beyond(self._owner[mine], have, want)]
-        self._owner[surplus] = NOBODY
-        need = np.maximum(want - have, 0)
-        if not need.any():
+        shrinking = (change < 0)[owner].nonzero()[0]
+        if len(shrinking):
+            owner[shrinking[_beyond(owner[shrinking], have * (change[:n] < 0), cpu)]] = NOBODY
+        receivers = (change > 0).nonzero()[0]
+        if not len(receivers):
             return
-        free = np.flatnonzero((self._unit_zone == zone) & (self._owner == NOBODY))
-        # Receivers in the order of where they stand, free units in the order of the line: neighbours stay neighbours.
-        middle = np.full(len(self.host), len(self._owner) / 2)
-        kept = mine[self._owner[mine] != NOBODY]
-        count = np.bincount(self._owner[kept], minlength=len(self.host))
-        where = np.bincount(self._owner[kept], weights=kept, minlength=len(self.host))
-        np.divide(where, count, out=middle, where=count > 0)
-        receivers = np.flatnonzero(need)
-        receivers = receivers[np.lexsort((self.host.vms.rank[receivers], middle[receivers]))]
-        rows = np.repeat(receivers, need[receivers])[: len(free)]
-        self._owner[free[: len(rows)]] = rows
-
-    def _shared_units(self, zone: int) -> IntArray:
-        owned = (self._owner != NOBODY) & (self._core_owner[self._unit_core] == NOBODY)
+        free = (owner == NOBODY).nonzero()[0]
         if len(self._zone_rows) > 1:
-            owned &= self._unit_zone == zone
-        return np.flatnonzero(owned)
+            free = free[self._unit_zone[free] == zone]
+        # Receivers in the order of where they stand, free units in the order of the line: neighbours stay neighbours.
+        theirs = (change > 0)[owner].nonzero()[0]
+        middle = np.full(n, len(owner) / 2)
+        where = np.bincount(owner[theirs], weights=theirs, minlength=n)
+        np.divide(where, have, out=middle, where=(have > 0) & (change[:n] > 0))
+        receivers = receivers[np.lexsort((self.host.vms.rank[receivers], middle[receivers]))]
+        rows = np.repeat(receivers, change[receivers])[: len(free)]
+        owner[free[: len(rows)]] = rows
 
 
 def _beyond(owner: IntArray, have: IntArray, want: IntArray) -> BoolArray:

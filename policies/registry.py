@@ -11,7 +11,7 @@ from .forecast import Ewma, Forecaster, LastValue
 from .host import Host
 
 POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator], str]] = {
-    "static": (LastValue, Static, "every VM holds its reservation"),
+    "static": (LastValue, Static, "the whole host in proportion to the reservations, for ever"),
     "equal": (LastValue, Equal, "every pool in equal parts"),
     "last-value": (LastValue, PrioritySort, "the priority sort on the last observed demand"),
     "priority": (Ewma, PrioritySort, "the priority sort on an EWMA forecast"),

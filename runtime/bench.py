@@ -1,6 +1,6 @@
 """``bench tick``: how long a tick takes where everything moves, with the real gap between ticks.
 
-In a tight loop caches stay warm and every figure is a third of what a host sees; so ticks are 10 ms apart here as there.
+In a tight loop caches stay warm and figures are a fraction of what hosts see; so ticks are 10 ms apart here too.
 The demand changes the allocation of at least a quarter of the VMs in every tick. On real cgroups the demand is put on
 top of what the (empty) cgroups report; everything else, every read and every write, is real.
 """
@@ -134,7 +134,9 @@ class _Start:
 def bench_tick(bench: TickBench) -> dict[str, Any]:
     """Measure; return the keys of ``foreshare bench tick --json``."""
     if bench.hal == "simulated":
-        choice = HalChoice(hal="simulated", scenario="churn", vms=bench.vms, seed=bench.seed, realtime=True)
+        choice = HalChoice(
+            hal="simulated", scenario="churn", vms=bench.vms, seed=bench.seed, realtime=True, tick_ms=bench.tick_ms
+        )
         hal = open_hal(choice)
         try:
             return _measure(hal, bench)

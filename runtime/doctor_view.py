@@ -90,7 +90,7 @@ def _memory(report: dict[str, Any]) -> Section:
         if node["channels"] is None and len(memory["nodes"]) == 1:
             entry = {**memory["host"], **{k: node[k] for k in ("node", "memory_bytes")}}
         rows.append(_memory_row(f"node {node['node']}", node["memory_bytes"], entry))
-    if len(memory["nodes"]) > 1:
+    if len(memory["nodes"]) > 1 and memory["host"]["channels"] is not None:
         rows.append(_memory_row("all", None, memory["host"]))
     columns = ("where", "size", "channels", "speed", "bandwidth", "source, or why unknown")
     return Section("Memory channels", columns, rows, [_sentence("Not moved", memory["why_not_per_vm"])])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.envs.hal import Hal, Plan, Receipt
-from foreshare.envs.hal.plan import advance, build_plan, settle
+from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.policies.decide import Decision, Mind, decide_tick
 from foreshare.policies.host import BoolArray, Host, Placement
 from foreshare.policies.reading import Reading
@@ -176,8 +176,7 @@ class ControlLoop:
         receipt.clear()
         if len(plan):
             self.hal.apply(plan, self.hal.clock.now_ns() + self.options.apply_budget_ns, receipt)
-            advance(self._held, plan, receipt)
-            settle(self._held, self.host)
+            advance(self._held, plan, receipt, decision.placement, self.host)
         applied = now()
 
         self._verify(plan)

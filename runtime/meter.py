@@ -16,7 +16,9 @@ from foreshare.policies.host import RESOURCES, FloatArray, Host, Placement
 from foreshare.policies.reading import Quality, Reading
 
 LASTING_TICKS = 3
-"""Contention is an event once it has lasted so long; it ends after as many ticks without."""
+"""Contention is an event once it has lasted so long."""
+CALM_TICKS = 20
+"""It is over after so many ticks without."""
 
 
 class Meter:
@@ -57,7 +59,7 @@ class Meter:
         self._calm[contended] = 0
         self._calm[~contended] += 1
         begin = contended & ~self._open & (self._streak >= LASTING_TICKS)
-        end = self._open & (self._calm >= LASTING_TICKS)
+        end = self._open & (self._calm >= CALM_TICKS)
         self._since[begin] = t_ns
         self._open |= begin
         self._open &= ~end

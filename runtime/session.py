@@ -42,6 +42,7 @@ class HalChoice:
     trace: Path | None = None
     seed: int = 0
     realtime: bool = False
+    tick_ms: float = 10.0
 
 
 def open_hal(choice: HalChoice) -> Hal:
@@ -51,7 +52,7 @@ def open_hal(choice: HalChoice) -> Hal:
         from foreshare.envs.simulator.scenario import load_scenario
 
         scenario = load_scenario(choice.scenario, vms=choice.vms, seed=choice.seed)
-        return SimulatedHal(scenario, seed=choice.seed, realtime=choice.realtime)
+        return SimulatedHal(scenario, seed=choice.seed, realtime=choice.realtime, tick_ms=choice.tick_ms)
     if choice.hal == "linux":
         from foreshare.envs.hal.linux.hal import LinuxHal
 
@@ -101,7 +102,6 @@ class Session:
     choice: HalChoice
     policy: str
     ticks: int | None
-    tick_ms: float = 10.0
     options: LoopOptions | None = None
     state_dir: str = ""
     """Where lease and journal live; only real hosts need them."""
@@ -123,10 +123,10 @@ class Session:
     def _run(self, hal: Hal, state: StateDir | None) -> Outcome:
         host = Host(hal.topology, hal.vms)
         mind = make_mind(self.policy, host)
-        options = self.options or LoopOptions(tick_ns=round(self.tick_ms * 1e6))
+        options = self.options or LoopOptions(tick_ns=round(self.choice.tick_ms * 1e6))
         loop = ControlLoop(hal, mind, options)
         facts = describe_run(
-            hal, host, policy=self.policy, tick_ms=self.tick_ms,
+            hal, host, policy=self.policy, tick_ms=self.choice.tick_ms,
             scenario=self.choice.scenario if hal.name == "simulated" else "", seed=self.choice.seed,
         )  # fmt: skip
         log = RunLog.for_run(ticks=self.ticks or 0, n=len(host), cpus=host.topology.cpus, meta=facts)
@@ -222,7 +222,7 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
     }
 
 
-def dry_run(choice: HalChoice, policy: str, tick_ms: float) -> list[str]:
+def dry_run(choice: HalChoice, policy: str) -> list[str]:
     """Return what the first tick would write, one line each. Writes nothing, takes no lease."""
     hal = open_hal(choice)
     try:
@@ -233,7 +233,7 @@ def dry_run(choice: HalChoice, policy: str, tick_ms: float) -> list[str]:
         mind.adopt(held)
         reading = Reading.empty(len(host))
         hal.sample(reading)
-        hal.clock.sleep_until(hal.clock.now_ns() + round(tick_ms * 1e6))
+        hal.clock.sleep_until(hal.clock.now_ns() + round(choice.tick_ms * 1e6))
         hal.sample(reading)
         plan = build_plan(host, held, decide_tick(mind, reading).placement)
         return hal.describe(plan)

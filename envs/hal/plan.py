@@ -15,9 +15,12 @@ from foreshare.policies.host import CACHE, CPU, IO, MEMORY, BoolArray, Host, Int
 
 from .types import Control, Plan, Receipt
 
-_CPUS, _CPU, _WAYS = int(Control.CPUS), int(Control.CPU), int(Control.WAYS)
-_COUNTED = ((_CPU, CPU), (int(Control.MEMORY), MEMORY), (int(Control.IO), IO))
+_CPUS, _WAYS = int(Control.CPUS), int(Control.WAYS)
 _SHARED = int(Isolation.SHARED)
+_COUNTED = np.array([CPU, MEMORY, IO])
+_CONTROL_OF = np.array(
+    [Control.CPU, -1, Control.MEMORY, Control.IO], np.int64
+)  # by resource; ways have masks, not counts
 
 
 @dataclass(slots=True)
@@ -42,85 +45,92 @@ def build_plan(host: Host, current: Placement, target: Placement) -> Plan:
     """
     take, give = _Writes([], [], []), _Writes([], [], [])
     sets: list[BoolArray] = []
+    whole = True
     apart = host.vms.isolation != _SHARED
     if not host.active.all():  # who is not there has no controls to write
         target = target.copy()
         for mine, theirs in ((target.units, current.units), (target.cpus, current.cpus), (target.ways, current.ways)):
             mine[~host.active] = theirs[~host.active]
     if host.movable[CPU]:
-        _plan_cpus(current.cpus, target.cpus, apart, take, give, sets)
-    for control, r in _COUNTED:
-        if host.movable[r]:
-            old, new = current.units[:, r], target.units[:, r]
-            differs = old != new
-            if control == _CPU:
-                differs &= ~apart  # they own their cores, and have no quota
-            less = np.flatnonzero(differs & (new < old))
-            take.add(control, less, new[less])
-            more = np.flatnonzero(differs & (new > old))
-            give.add(control, more, new[more])
+        whole &= _plan_cpus(current.cpus, target.cpus, apart, take, give, sets)
+    change = target.units - current.units
+    change[:, CACHE] = 0
+    change[apart, CPU] = 0  # they own their cores, and have no quota
+    if not host.movable.all():
+        change[:, ~host.movable] = 0
+    for writes, differs in ((take, change < 0), (give, change > 0)):
+        row, r = differs.nonzero()
+        if len(row):
+            writes.control.append(_CONTROL_OF[r])
+            writes.vm.append(row)
+            writes.value.append(target.units[row, r])
     if host.movable[CACHE]:
-        _plan_ways(host, current.ways, target.ways, apart, take, give)
+        whole &= _plan_ways(host, current.ways, target.ways, take, give)
     controls = [*take.control, *give.control]
     if not controls:
         none = np.zeros(0, np.int64)
-        return Plan(none.astype(np.int8), none, none, np.zeros((0, current.cpus.shape[1]), bool))
+        return Plan(none.astype(np.int8), none, none, np.zeros((0, current.cpus.shape[1]), bool), whole)
     return Plan(
         np.concatenate(controls).astype(np.int8),
         np.concatenate([*take.vm, *give.vm]),
         np.concatenate([*take.value, *give.value]),
         np.vstack(sets) if sets else np.zeros((0, current.cpus.shape[1]), bool),
+        whole and bool(host.active.all()),
     )
 
 
 def _plan_cpus(
     old: BoolArray, new: BoolArray, apart: BoolArray, take: _Writes, give: _Writes, sets: list[BoolArray]
-) -> None:
-    """CPU sets. A set that both loses and gains is written twice where an isolated VM is on either side."""
-    differs = (old != new).any(axis=1)
-    if not differs.any():
-        return
-    taken = old[apart].any(axis=0)  # CPUs that an isolated VM holds now
-    granted = new[apart].any(axis=0)  # CPUs that an isolated VM shall hold
-    gains = new & ~old
-    # Shared VMs may move in one write, unless they gain a CPU that an isolated VM has yet to leave.
-    waits = (gains & taken).any(axis=1) & ~apart
-    one_step = differs & ~apart & ~waits
-    two_step = differs & (apart | waits)
-    first = np.where(one_step[:, None], new, old & new)
-    # A shared VM in between may stay where it is as long as no isolated VM is to come there.
-    common = ~taken & ~granted
-    empty = two_step & ~first.any(axis=1) & ~apart
-    if empty.any():
-        first[empty] = new[empty] & ~taken
-        still = empty & ~first.any(axis=1)
-        first[still] = common
-    possible = first.any(axis=1)
-    step1 = np.flatnonzero(differs & possible & (first != old).any(axis=1))
-    step2 = two_step & (first != new).any(axis=1)
-    # An isolated VM that has to leave all its CPUs at once goes straight to the new ones, if they are free by then.
-    held = np.where((differs & possible)[:, None], first, old)
-    for row in np.flatnonzero(step2 & ~possible):
-        others = np.delete(held, row, axis=0).any(axis=0)
-        step2[row] = not (new[row] & others).any()
-    # A receiver waits where somebody stays on what it is to get (he could not be moved in the first step).
-    stuck = np.flatnonzero(differs & ~possible & ~step2)
-    if len(stuck):
-        blocked = held[stuck].any(axis=0)
-        step2 &= ~(gains & blocked).any(axis=1)
-    base = sum(len(s) for s in sets)
-    receivers = np.flatnonzero(step2)
-    sets.append(first[step1])
-    sets.append(new[receivers])
-    take.add(_CPUS, step1, base + np.arange(len(step1)))
-    give.add(_CPUS, receivers, base + len(step1) + np.arange(len(receivers)))
+) -> bool:
+    """CPU sets; return whether every set arrives.
 
-
-def _plan_ways(host: Host, old: IntArray, new: IntArray, apart: BoolArray, take: _Writes, give: _Writes) -> None:
-    """Way masks: shrink to what stays, then grow, each owner only into ways that nobody holds any more."""
-    rows = np.flatnonzero(old != new)
+    A shared VM's set is one write, unless it gains a CPU that an isolated VM has yet to leave; then, and for isolated
+    VMs, it first shrinks to what stays and grows once all donors are through.
+    """
+    rows = (old != new).any(axis=1).nonzero()[0]
     if not len(rows):
-        return
+        return True
+    taken = old[apart].any(axis=0)  # CPUs that an isolated VM holds now
+    was, will, apart_here = old[rows], new[rows], apart[rows]
+    gains = will & ~was
+    two_step = apart_here | (gains & taken).any(axis=1)
+    if not two_step.any():
+        sets.append(will)
+        take.add(_CPUS, rows, np.arange(len(rows)))
+        return True
+    first = np.where(two_step[:, None], was & will, will)
+    stays = first.any(axis=1)
+    idle = ~stays & ~apart_here
+    if idle.any():  # in between, a shared VM may be wherever no isolated VM is or shall be
+        first[idle] = will[idle] & ~taken
+        still = idle & ~first.any(axis=1)
+        first[still] = ~taken & ~new[apart].any(axis=0)
+        stays = first.any(axis=1)
+    later = two_step & (first != will).any(axis=1)
+    wanted = later.copy()
+    # An isolated VM that has to leave all its CPUs at once goes straight to the new ones, if they are free by then.
+    held = old.copy()
+    held[rows[stays]] = first[stays]
+    for i in (later & ~stays).nonzero()[0]:
+        later[i] = not (will[i] & np.delete(held, rows[i], axis=0).any(axis=0)).any()
+    # A receiver waits where somebody stays on what it is to get, because there was nowhere to go in the first step.
+    stuck = ~stays & ~later
+    if stuck.any():
+        later &= ~(gains & was[stuck].any(axis=0)).any(axis=1)
+    now = stays & (first != was).any(axis=1)
+    sets.append(first[now])
+    sets.append(will[later])
+    shrinking = int(now.sum())
+    take.add(_CPUS, rows[now], np.arange(shrinking))
+    give.add(_CPUS, rows[later], shrinking + np.arange(int(later.sum())))
+    return bool((later == wanted).all() and not stuck.any())
+
+
+def _plan_ways(host: Host, old: IntArray, new: IntArray, take: _Writes, give: _Writes) -> bool:
+    """Way masks, each owner only into ways that nobody holds any more; return whether every mask arrives."""
+    rows = (old != new).nonzero()[0]
+    if not len(rows):
+        return True
     least, zone = host.topology.min_ways, host.vms.zone
     now = old.copy()
     kept = old & new
@@ -144,29 +154,28 @@ def _plan_ways(host: Host, old: IntArray, new: IntArray, apart: BoolArray, take:
     if order:
         grow = np.array(order, np.int64)
         give.add(_WAYS, grow, new[grow])
+    return not pending
 
 
-def advance(state: Placement, plan: Plan, receipt: Receipt) -> None:
+def advance(state: Placement, plan: Plan, receipt: Receipt, target: Placement, host: Host) -> None:
     """Bring ``state``, what the controls are believed to hold, up to date with the writes that were done."""
     done = receipt.done
+    if plan.whole and done == len(plan) and not receipt.failures:
+        state.copy_from(target)
+        return
     ok = np.ones(done, bool)
     for failure in receipt.failures:
         if failure.index < done:
             ok[failure.index] = False
     control, vm, value = plan.control[:done], plan.vm[:done], plan.value[:done]
-    for kind, r in _COUNTED:
-        at = (control == kind) & ok
+    for r in _COUNTED:
+        at = (control == _CONTROL_OF[r]) & ok
         state.units[vm[at], r] = value[at]
     at = (control == _WAYS) & ok
     state.ways[vm[at]] = value[at]
     state.units[vm[at], CACHE] = np.bitwise_count(value[at].astype(np.uint64))
     at = (control == _CPUS) & ok
     state.cpus[vm[at]] = plan.cpu_sets[value[at]]
-
-
-def settle(state: Placement, host: Host) -> None:
-    """Take over counts that have no write of their own: an isolated VM's CPU units follow its cores."""
     apart = host.vms.isolation != _SHARED
-    if apart.any():
-        units = state.cpus[apart].sum(axis=1) * host.topology.units_per_cpu
-        state.units[apart, CPU] = units
+    if apart.any():  # no write of its own: an isolated VM's CPU units follow its cores
+        state.units[apart, CPU] = state.cpus[apart].sum(axis=1) * host.topology.units_per_cpu

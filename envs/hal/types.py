@@ -38,6 +38,8 @@ class Plan:
     """(K,) units for CPU, MEMORY and IO; a way mask for WAYS; a row of ``cpu_sets`` for CPUS."""
     cpu_sets: BoolArray
     """(M, C) sets of managed CPUs (by index), referred to by CPUS writes."""
+    whole: bool = False
+    """Its last write leaves every control where it should be; False: writes that had to wait are left out."""
 
     def __len__(self) -> int:
         return len(self.control)

@@ -1,1 +1,1 @@
-"""."""
+"""A vectorised model of hosts whose VMs compete for CPU, cache, memory bandwidth and IO bandwidth."""

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from foreshare.policies.host import Host, IntArray, R
+from foreshare.policies.host import FloatArray, Host, IntArray, R
 from foreshare.policies.rounding import apportion, fill_level
 
 from .base import Request
 
 
-class Static:
-    """Every VM holds its reservation, for ever: what a host without re-partitioning does."""
+class Fixed:
+    """A partition worked out once for each set of VMs."""
 
-    name = "static"
-
-    def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
-        """See :class:`~.base.Allocator`."""
-        return host.reservation.copy()
-
-
-class Equal:
-    """Every pool in equal parts, between each VM's reservation and cap."""
-
-    name = "equal"
+    name = ""
 
     def __init__(self) -> None:
         self._host: Host | None = None
@@ -35,10 +25,34 @@ class Equal:
             self._host = host
             self._units = np.zeros((len(host), R), np.int64)
             for g in host.groups:
-                x = fill_level(
-                    g.block(host.reservation).astype(float), g.block(host.cap).astype(float), g.capacity.astype(float)
-                )
+                low = host.reservation[g.rows, g.cols].astype(float)
+                high = host.cap[g.rows, g.cols].astype(float)
+                share = self._share(low, high, g.capacity.astype(float))
                 self._units[g.rows, g.cols] = apportion(
-                    x, g.block(host.granule).astype(np.int64), g.capacity, host.vms.rank[g.rows]
+                    share, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows]
                 )
         return self._units.copy()
+
+    def _share(self, low: FloatArray, high: FloatArray, capacity: FloatArray) -> FloatArray:
+        """Return shares (n, c) between reservations and caps whose sums stay within capacity (c,)."""
+        raise NotImplementedError
+
+
+class Static(Fixed):
+    """The whole host in proportion to the reservations, for ever: what a host without re-partitioning does."""
+
+    name = "static"
+
+    def _share(self, low: FloatArray, high: FloatArray, capacity: FloatArray) -> FloatArray:
+        scale = capacity / np.maximum(low.sum(axis=0), 1.0)
+        share: FloatArray = np.clip(low * scale, low, high)
+        return share
+
+
+class Equal(Fixed):
+    """Every pool in equal parts, between each VM's reservation and cap."""
+
+    name = "equal"
+
+    def _share(self, low: FloatArray, high: FloatArray, capacity: FloatArray) -> FloatArray:
+        return fill_level(low, high, capacity)

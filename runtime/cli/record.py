@@ -35,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def execute(args: argparse.Namespace) -> int:
     """Run the verb."""
     args.trace = None
-    config, choice = read_choice(args)
-    tick_ms = args.tick_ms or (config.host.tick_ms if config else 10.0)
+    _, choice = read_choice(args)
     out: Path = args.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: is there already and is not an empty folder")
@@ -47,8 +46,8 @@ def execute(args: argparse.Namespace) -> int:
                 hal,
                 Host(hal.topology, hal.vms),
                 out,
-                ticks=ticks_for(args.seconds, tick_ms),
-                tick_ms=tick_ms,
+                ticks=ticks_for(args.seconds, choice.tick_ms),
+                tick_ms=choice.tick_ms,
                 stop=stop,
             )
     finally:

@@ -65,16 +65,15 @@ def execute(args: argparse.Namespace) -> int:
     baseline = args.baseline or ("static" if args.hal == "simulated" and not args.json else "none")
     if baseline != "none" and (baseline not in POLICIES or args.hal != "simulated"):
         raise InputError(f"--baseline {baseline}: needs the simulated host and one of {', '.join(POLICIES)}, or none")
-    tick_ms = args.tick_ms or (config.host.tick_ms if config else 10.0)
     if args.dry_run:
-        return _dry_run(args, choice, policy, tick_ms)
+        return _dry_run(args, choice, policy)
     _check_report(args.report)
-    ticks = args.ticks or ticks_for(args.seconds or DEFAULT_SECONDS, tick_ms)
+    ticks = args.ticks or ticks_for(args.seconds or DEFAULT_SECONDS, choice.tick_ms)
     session = Session(
-        choice=choice, policy=policy, ticks=ticks, tick_ms=tick_ms,
+        choice=choice, policy=policy, ticks=ticks,
         state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()),
     )  # fmt: skip
-    outcome = _shown(session, args, ticks * tick_ms * 1e-3)
+    outcome = _shown(session, args, ticks * choice.tick_ms * 1e-3)
     other = _baseline(session, baseline) if baseline != "none" else None
     for note in outcome.notes:
         sys.stderr.write(f"foreshare: {note}\n")
@@ -92,13 +91,19 @@ def read_choice(args: argparse.Namespace) -> tuple[Config | None, HalChoice]:
         if args.hal != "linux":
             raise InputError(f"--config describes a real host: add --hal linux (the HAL is {args.hal})")
     choice = HalChoice(
-        hal=args.hal, config=config, scenario=args.scenario, vms=args.vms, trace=args.trace, seed=args.seed
+        hal=args.hal,
+        config=config,
+        scenario=args.scenario,
+        vms=args.vms,
+        trace=args.trace,
+        seed=args.seed,
+        tick_ms=args.tick_ms or (config.host.tick_ms if config else 10.0),
     )
     return config, choice
 
 
-def _dry_run(args: argparse.Namespace, choice: HalChoice, policy: str, tick_ms: float) -> int:
-    lines = dry_run(choice, policy, tick_ms)
+def _dry_run(args: argparse.Namespace, choice: HalChoice, policy: str) -> int:
+    lines = dry_run(choice, policy)
     if args.json:
         sys.stdout.write(json.dumps({"dry_run": True, "writes": lines}) + "\n")
     else:

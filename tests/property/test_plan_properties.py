@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from hosts import apart, check_isolated, hosts
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foreshare.envs.hal import Plan, Receipt
-from foreshare.envs.hal.plan import advance, build_plan, settle
+from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.policies.guard import Guard
 from foreshare.policies.host import Host, Placement, Resource
 from foreshare.policies.placement import Placer
@@ -54,21 +56,24 @@ def test_every_prefix_of_every_plan_is_safe(host: Host, data: st.DataObject) -> 
         ):  # cut somewhere, as a deadline or a kill would, then the next tick's plan for the same target
             plan = build_plan(host, state, target)
             if not first:
+                step_by_step = replace(plan, whole=False)
                 for k in range(len(plan) + 1):
                     between = state.copy()
-                    advance(between, plan, prefix(plan, k))
+                    advance(between, step_by_step, prefix(plan, k), target, host)
                     check_isolated(host, between)
                     check_counts(host, between)
                     if k:
                         done = between.cpus[plan.vm[:k]]
                         assert done.any(axis=1).all(), "somebody has no CPU at all"
+                if plan.whole:
+                    assert (between.cpus == target.cpus).all()
+                    assert (between.ways == target.ways).all()
+                    assert (between.units == target.units).all()
             cut = data.draw(st.integers(0, len(plan)))
-            advance(state, plan, prefix(plan, cut))
-            settle(state, host)
+            advance(state, plan, prefix(plan, cut), target, host)
         for _ in range(3):
             plan = build_plan(host, state, target)
-            advance(state, plan, prefix(plan, len(plan)))
-            settle(state, host)
+            advance(state, plan, prefix(plan, len(plan)), target, host)
         assert not len(build_plan(host, state, target)), "the plan does not converge"
         assert (state.cpus == target.cpus).all()
         assert (state.ways == target.ways).all()
@@ -89,8 +94,7 @@ def test_a_foreign_start_converges(host: Host, data: st.DataObject) -> None:
     placer.place(allocations(data, host, 1)[0], target)
     for _ in range(3):
         plan = build_plan(host, state, target)
-        advance(state, plan, prefix(plan, len(plan)))
-        settle(state, host)
+        advance(state, plan, prefix(plan, len(plan)), target, host)
     assert (state.cpus == target.cpus).all()
     assert (state.units == target.units).all()
 

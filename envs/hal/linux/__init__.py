@@ -1,1 +1,1 @@
-"""."""
+"""Real hosts: cgroup v1 and v2, sched_setaffinity, sysfs."""

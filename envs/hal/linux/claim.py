@@ -1,0 +1,189 @@
+"""Taking hold of the VMs' controls: what must be remembered before the first write, and the first writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from foreshare.policies.errors import HostError
+from foreshare.policies.host import Isolation, Resource, VmTable
+
+from . import cpulist
+from .cgroups import Cgroup
+from .controls import (
+    IO_V2,
+    NO_LIMIT,
+    PERIOD_V1,
+    QUOTA_V1,
+    QUOTA_V2,
+    READ_V1,
+    WRITE_V1,
+    VmControls,
+    parse_io_limit,
+    parse_quota,
+    write_cpus,
+)  # fmt: skip
+from .restore import KIND, VERSION, boot_id, put_bandwidth, put_weight, weight_file
+from .roots import Roots, read_text
+from .threads import VmThreads
+from .topology import MIN_QUOTA_US, CpuLayout
+
+WEIGHT_PER_CPU = 100
+"""Weight of one reserved CPU in cgroup v2, whose default is 100; v1 counts 1024 for the same."""
+_MAX_WEIGHT = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """All that a claim takes hold of."""
+
+    controls: list[VmControls]
+    threads: list[VmThreads]
+    table: VmTable
+    layout: CpuLayout
+    devices: list[str]
+    period_us: int
+
+
+def collect(held: Held, roots: Roots) -> dict[str, Any]:
+    """Return the document that :func:`~foreshare.envs.hal.linux.restore.restore` puts back, JSON values only.
+
+    Raises HostError where something that would be written cannot be read.
+    """
+    items: list[dict[str, Any]] = []
+    for vm, threads in zip(held.controls, held.threads, strict=True):
+        for group in vm.cpu.walk():
+            bandwidth = _bandwidth(group)
+            if group is vm.cpu:
+                idle = group.read("cpu.idle")
+                items += [
+                    bandwidth,
+                    {"what": "weight", "cgroup": group.path, "inode": group.inode,
+                     "weight": int(_must(group, weight_file(group))), "idle": None if idle is None else int(idle)},
+                ]  # fmt: skip
+                continue
+            # v1 refuses a quota below a child's, so children's are lifted while we hold the VM. v2 does not mind.
+            if group.mount.version == 1 and bandwidth["quota"] != NO_LIMIT:
+                items.append(bandwidth)
+            group.close()
+        if vm.cpuset:
+            tree = [
+                [g.path, g.inode, _must(g, "cpuset.cpus").decode().strip(), not _must(g, "cpuset.mems").strip()]
+                for g in vm.cpuset_tree
+            ]
+            items.append({"what": "cpuset", "cgroup": vm.cgroup, "tree": tree})
+        if vm.io_group is not None:
+            items += [_io(vm.io_group, device) for device in held.devices]
+        items += _affinity(vm, threads, held.layout, roots)
+    return {"kind": KIND, "version": VERSION, "boot_id": boot_id(roots), "items": items}
+
+
+def take(held: Held, doc: Mapping[str, Any]) -> None:
+    """Write what does not change while we hold the host: period, weight, cpu.idle, memory nodes, managed CPUs.
+
+    A shared VM keeps its rate while its period changes; an isolated one loses its quota, its cores bound it. CPUs
+    that are not managed leave a VM's cpuset. Raises OSError.
+    """
+    children = {i["cgroup"]: i for i in doc["items"] if i["what"] == "bandwidth"}
+    for row, vm in enumerate(held.controls):
+        mine = children[vm.cgroup]
+        for path, item in children.items():
+            if path.startswith(vm.cgroup + "/") and item["quota"] != NO_LIMIT:
+                child = Cgroup.open(vm.cpu.mount, path)
+                try:
+                    put_bandwidth(child, NO_LIMIT, item["period"])
+                finally:
+                    child.close()
+        quota = NO_LIMIT
+        shared = held.table.isolation[row] == Isolation.SHARED
+        if shared and mine["quota"] != NO_LIMIT:
+            quota = max(mine["quota"] * held.period_us // mine["period"], MIN_QUOTA_US)
+        put_bandwidth(vm.cpu, quota, held.period_us)
+        weight = next(i for i in doc["items"] if i["what"] == "weight" and i["cgroup"] == vm.cgroup)
+        if shared and not weight["idle"]:
+            put_weight(vm.cpu, _weight(held, row, vm.cpu.mount.version), weight["idle"])
+            if held.table.priority[row] < 0 and weight["idle"] is not None:
+                vm.cpu.write("cpu.idle", b"1\n")
+        _take_cpuset(vm, held.layout)
+
+
+def _weight(held: Held, row: int, version: int) -> int:
+    reserved = max(int(held.table.reservation[row, Resource.CPU]), 1) / held.layout.units_per_cpu
+    urgency = 1 + max(int(held.table.priority[row]), 0)
+    weight = min(max(round(WEIGHT_PER_CPU * reserved * urgency), 1), _MAX_WEIGHT)
+    return weight if version == 2 else max(weight * 1024 // 100, 2)
+
+
+def _take_cpuset(vm: VmControls, layout: CpuLayout) -> None:
+    if not vm.cpuset:
+        return
+    for group in vm.cpuset_tree:
+        if group.mount.version == 1 and not _must(group, "cpuset.mems").strip():
+            group.write("cpuset.mems", memory_nodes_above(group).encode() + b"\n")
+    managed = frozenset(int(c) for c in layout.cpu_id)
+    now = cpulist.parse(_must(vm.cpuset_tree[0], "cpuset.cpus").decode())
+    keep = now & managed
+    if keep and keep != now:
+        narrow, wide = (cpulist.form(s).encode() + b"\n" for s in (keep, now))
+        write_cpus(vm.cpuset, narrow, wide, wide)
+
+
+def memory_nodes_above(group: Cgroup) -> str:
+    """Return the memory nodes of the nearest cpuset above that has any. Raises HostError where none has."""
+    parent = group.path
+    while parent:
+        parent = parent.rpartition("/")[0]
+        text = read_text(f"{group.mount.path}/{parent}/cpuset.mems" if parent else f"{group.mount.path}/cpuset.mems")
+        if text:
+            return text
+    raise HostError(f"{group.where} has no memory nodes and no cpuset above it has any: write cpuset.mems there first")
+
+
+def _bandwidth(group: Cgroup) -> dict[str, Any]:
+    if group.mount.version == 1:
+        quota, period = int(_must(group, QUOTA_V1)), int(_must(group, PERIOD_V1))
+    elif group.has(QUOTA_V2):
+        quota, period = parse_quota(2, _must(group, QUOTA_V2), 0)
+    else:  # below the VM, without the cpu controller
+        quota, period = NO_LIMIT, 0
+    return {"what": "bandwidth", "cgroup": group.path, "inode": group.inode, "quota": quota, "period": period}
+
+
+def _io(group: Cgroup, device: str) -> dict[str, Any]:
+    number = device.encode()
+    if group.mount.version == 1:
+        rates = [parse_io_limit(1, _must(group, name), number, b"") for name in (READ_V1, WRITE_V1)]
+    else:
+        rates = [parse_io_limit(2, _must(group, IO_V2), number, key) for key in (b"rbps", b"wbps")]
+    return {"what": "io", "cgroup": group.path, "inode": group.inode, "device": device,
+            "read": rates[0], "write": rates[1]}  # fmt: skip
+
+
+def _affinity(vm: VmControls, threads: VmThreads, layout: CpuLayout, roots: Roots) -> list[dict[str, Any]]:
+    """Return what the threads' masks were: all of them where we set masks, else those narrower than their cpuset.
+
+    Kernels before 6.2 forget a thread's own mask when its cpuset changes, later ones remember it (user_cpus_ptr).
+    """
+    masks = threads.affinity()
+    others: str | None = None
+    if vm.cpuset:
+        text = vm.cpuset_tree[0].read("cpuset.effective_cpus") or vm.cpuset_tree[0].read("cpuset.cpus.effective") or b""
+        whole = cpulist.parse(text.decode()) or layout.online
+        masks = {tid: mask for tid, mask in masks.items() if mask < whole}
+        if not masks:
+            return []
+    else:
+        others = cpulist.form(frozenset().union(*masks.values()) or layout.online)
+    listed = [[tid, threads.threads[tid].start, cpulist.form(mask)] for tid, mask in masks.items()]
+    return [
+        {"what": "affinity", "cgroup": vm.cgroup, "inode": vm.cpu.inode, "threads": listed, "others": others}
+    ]  # fmt: skip
+
+
+def _must(group: Cgroup, name: str) -> bytes:
+    data = group.read(name)
+    if data is None:
+        raise HostError(f"{os.path.join(group.where, name)} cannot be read")
+    return data

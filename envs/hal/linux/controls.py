@@ -1,0 +1,270 @@
+"""One VM's control files, opened and named, and the two dialects, cgroup v1 and v2, that they speak.
+
+Formats: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max, cpuset.cpus, io.max, cpu.stat, io.stat),
+https://docs.kernel.org/scheduler/sched-bwc.html (cpu.cfs_quota_us), and cpusets and blkio-controller of cgroup-v1.
+Payloads end in a newline, as echo would write them; the kernel strips it.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+
+from foreshare.policies.errors import HostError
+
+from .cgroups import DENIED, GONE, Cgroup, Hierarchies
+
+NO_LIMIT = -1
+QUOTA_V1, PERIOD_V1, QUOTA_V2 = "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.max"
+READ_V1, WRITE_V1, IO_V2 = "blkio.throttle.read_bps_device", "blkio.throttle.write_bps_device", "io.max"
+
+
+def first_line(data: bytes) -> bytes:
+    """Return the bytes before the first newline."""
+    return data.partition(b"\n")[0]
+
+
+def quota_payload(version: int, quota_us: int, period_us: int) -> bytes:
+    """Return what sets a quota; NO_LIMIT lifts it."""
+    if version == 1:
+        return b"%d\n" % quota_us
+    return (b"max %d\n" % period_us) if quota_us == NO_LIMIT else (b"%d %d\n" % (quota_us, period_us))
+
+
+def parse_quota(version: int, data: bytes, period_us: int) -> tuple[int, int]:
+    """Return (quota_us or NO_LIMIT, period_us). v1 keeps the period in its own file, hence the argument."""
+    words = first_line(data).split()
+    if version == 1:
+        return int(words[0]), period_us
+    return (NO_LIMIT if words[0] == b"max" else int(words[0])), int(words[1])
+
+
+def io_payload(version: int, device: str, rate: int | None) -> bytes:
+    """Return what limits a device to ``rate`` bytes/s (None: no limit), in v1 for one direction, in v2 for both.
+
+    0 lifts the limit in v1, so a rate is at least 1.
+    """
+    if version == 1:
+        return b"%s %d\n" % (device.encode(), 0 if rate is None else max(rate, 1))
+    word = b"max" if rate is None else b"%d" % max(rate, 1)
+    return b"%s rbps=%s wbps=%s\n" % (device.encode(), word, word)
+
+
+def parse_io_limit(version: int, data: bytes, device: bytes, key: bytes) -> int | None:
+    """Return the limit of one device in bytes/s, None where there is none. ``key`` (v2): b"rbps" or b"wbps"."""
+    for line in data.split(b"\n"):
+        words = line.split()
+        if not words or words[0] != device:
+            continue
+        if version == 1:
+            return int(words[1]) or None
+        for word in words[1:]:
+            name, _, value = word.partition(b"=")
+            if name == key:
+                return None if value == b"max" else int(value)
+    return None
+
+
+def field_after(data: bytes, key: bytes) -> int:
+    """Return the number behind ``key`` (with its blank or =), or -1 where it is not there."""
+    at = data.find(key)
+    if at < 0:
+        return -1
+    at += len(key)
+    word = data[at : at + 24].split(None, 1)  # 2**64 has 20 digits
+    return int(word[0]) if word and word[0].isdigit() else -1
+
+
+@dataclass(slots=True)
+class Knob:
+    """One open control file."""
+
+    fd: int
+    path: str
+    """Full path: for people and for the floor measurement."""
+    version: int
+
+
+@dataclass(slots=True)
+class VmControls:
+    """All files of one VM, opened once."""
+
+    cgroup: str
+    cpu: Cgroup
+    quota: Knob
+    usage_fd: int
+    stat_fd: int
+    """cpu.stat, which holds the throttled time (and in v2 the usage)."""
+    pressure_fd: int
+    """cpu.pressure, -1 where there is none."""
+    period_fd: int
+    """cpu.cfs_period_us of v1; -1 in v2, where cpu.max holds the period too."""
+    groups: list[Cgroup] = field(default_factory=list)
+    """Every directory that was opened, except those below the VM's."""
+    cpuset: list[Knob] = field(default_factory=list)
+    """cpuset.cpus of the VM and, in v1, of every cgroup below it, parents before children; empty: affinity."""
+    cpuset_tree: list[Cgroup] = field(default_factory=list)
+    io: list[tuple[Knob, int]] = field(default_factory=list)
+    """(file, index of the device): v1 has a file for each direction, in v2 one file limits both."""
+    io_group: Cgroup | None = None
+    io_stat_fd: int = -1
+
+    def close(self) -> None:
+        """Close every descriptor."""
+        knobs = [self.quota.fd, *(k.fd for k in self.cpuset), *{k.fd for k, _ in self.io}]
+        for fd in {*knobs, self.usage_fd, self.stat_fd, self.pressure_fd, self.period_fd, self.io_stat_fd}:
+            if fd >= 0:
+                os.close(fd)
+        for group in (*self.groups, *self.cpuset_tree):
+            group.close()
+        self.cpuset, self.io, self.cpuset_tree = [], [], []
+
+    def reopen_cpuset(self) -> None:
+        """Look again which cgroups are below the VM's (v1): a hot-plugged vCPU has a new one.
+
+        Raises OSError where the VM is gone.
+        """
+        top = self.cpuset_tree[0]
+        for group in self.cpuset_tree[1:]:
+            group.close()
+        for knob in self.cpuset[1:]:
+            os.close(knob.fd)
+        self.cpuset_tree, self.cpuset = [top], self.cpuset[:1]
+        add_children(self, writable=True)
+
+
+def open_vm(
+    cgroup: str, name: str, hierarchies: Hierarchies, *, devices: list[str], use_cpuset: bool, writable: bool
+) -> VmControls:
+    """Open everything that one VM is measured and moved by. Raises HostError with the first thing that is missing."""
+    opened: list[Cgroup] = []
+    fds: list[int] = []
+    try:
+        return _open_vm(cgroup, hierarchies, devices, use_cpuset, writable, opened, fds)
+    except HostError as error:
+        for fd in fds:
+            os.close(fd)
+        for group in opened:
+            group.close()
+        raise HostError(f"VM {name!r}: {error}") from error
+
+
+def _open_vm(
+    cgroup: str, hierarchies: Hierarchies, devices: list[str], use_cpuset: bool, writable: bool,
+    opened: list[Cgroup], fds: list[int],
+) -> VmControls:  # fmt: skip
+    groups: dict[str, Cgroup] = {}
+
+    def group(controller: str) -> Cgroup:
+        mount = hierarchies.of(controller)
+        if mount.path not in groups:
+            groups[mount.path] = Cgroup.open(mount, cgroup)
+            opened.append(groups[mount.path])
+        return groups[mount.path]
+
+    def read(at: Cgroup, name: str) -> int:
+        fds.append(open_or_explain(at, name, os.O_RDONLY))
+        return fds[-1]
+
+    def knob(at: Cgroup, name: str) -> Knob:
+        fds.append(open_or_explain(at, name, os.O_RDWR if writable else os.O_RDONLY))
+        return Knob(fds[-1], f"{at.where}/{name}", at.mount.version)
+
+    cpu = group("cpu")
+    one = cpu.mount.version == 1
+    quota = knob(cpu, QUOTA_V1 if one else QUOTA_V2)
+    stat = read(cpu, "cpu.stat")
+    usage = read(group("cpuacct"), "cpuacct.usage") if one else stat
+    pressure = read(cpu, "cpu.pressure") if cpu.has("cpu.pressure") else -1
+    period = read(cpu, PERIOD_V1) if one else -1
+    vm = VmControls(cgroup, cpu, quota, usage, stat, pressure, period)
+    if use_cpuset:
+        top = group("cpuset")
+        vm.cpuset_tree.append(top)
+        vm.cpuset.append(knob(top, "cpuset.cpus"))
+        try:
+            add_children(vm, writable=writable)
+        finally:
+            fds += [k.fd for k in vm.cpuset[1:]]
+            opened += vm.cpuset_tree[1:]
+    if devices:
+        # The v1 controller is called blkio, the same one in v2 io.
+        block = group("blkio" if "blkio" in hierarchies.controllers else "io")
+        vm.io_group = block
+        if block.mount.version == 1:
+            vm.io_stat_fd = read(block, "blkio.throttle.io_service_bytes_recursive")
+            pair = knob(block, READ_V1), knob(block, WRITE_V1)
+            vm.io += [(file, d) for d in range(len(devices)) for file in pair]
+        else:
+            vm.io_stat_fd = read(block, "io.stat")
+            both = knob(block, IO_V2)
+            vm.io += [(both, d) for d in range(len(devices))]
+    vm.groups = list(groups.values())
+    return vm
+
+
+def add_children(vm: VmControls, *, writable: bool) -> None:
+    """Open the cpusets below a VM's own, in v1 only.
+
+    v1: a cpuset cannot lose a CPU that a child has (EBUSY, kernel/cgroup/cpuset-v1.c), so children are written too. An
+    empty child holds nothing and stays empty. v2 narrows children by itself (cpuset.cpus.effective).
+    """
+    top = vm.cpuset_tree[0]
+    if top.mount.version != 1:
+        return
+    for child in top.walk()[1:]:
+        held = child.read("cpuset.cpus")
+        if held is None or not held.strip():
+            child.close()
+            continue
+        try:
+            fd = child.open_file("cpuset.cpus", os.O_RDWR if writable else os.O_RDONLY)
+        except OSError as error:
+            child.close()
+            if error.errno in GONE:
+                continue
+            raise HostError(f"{child.where}/cpuset.cpus cannot be opened: {error.strerror}") from error
+        vm.cpuset_tree.append(child)
+        vm.cpuset.append(Knob(fd, f"{child.where}/cpuset.cpus", 1))
+
+
+def write_cpus(knobs: list[Knob], new: bytes, union: bytes, held: bytes) -> int:
+    """Set the CPUs of a cpuset and all below it; return the number of system calls. Raises OSError.
+
+    v1: a child's CPUs must be among its parent's at every moment, so the tree first grows from above to ``union`` (what
+    is held and what is new) and then shrinks from below to ``new``.
+    """
+    if len(knobs) == 1:
+        os.pwrite(knobs[0].fd, new, 0)
+        return 1
+    calls = 0
+    if union != held:
+        for knob in knobs:
+            os.pwrite(knob.fd, union, 0)
+            calls += 1
+    if new != union or not calls:
+        for knob in reversed(knobs):
+            os.pwrite(knob.fd, new, 0)
+            calls += 1
+    return calls
+
+
+def open_or_explain(at: Cgroup, name: str, flags: int) -> int:
+    """Open a file of a cgroup. Raises HostError with one line that says what would help."""
+    try:
+        return at.open_file(name, flags)
+    except OSError as error:
+        if error.errno in DENIED:
+            why = f"no permission to write {at.where}/{name}: run as root or have the cgroup delegated"
+        elif error.errno in GONE and at.mount.version == 2:
+            controller = name.partition(".")[0]
+            parent = at.where.rpartition("/")[0]
+            why = (
+                f"cgroup {at.path} has no {name}: enable the {controller} controller for it"
+                f" (echo +{controller} > {parent}/cgroup.subtree_control)"
+            )
+        elif error.errno in GONE:
+            why = f"{at.where} has no {name}: this kernel was built without it"
+        else:
+            why = f"{at.where}/{name} cannot be opened: {error.strerror}"
+        raise HostError(why) from error

@@ -1,0 +1,32 @@
+"""Where the kernel's file systems are mounted. Everything in this package takes its paths from here."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Roots:
+    """The three trees that the backend reads and writes; tests point them at captured ones."""
+
+    cgroup: str = "/sys/fs/cgroup"
+    sys: str = "/sys"
+    proc: str = "/proc"
+
+
+def read_text(path: str) -> str | None:
+    """Return the stripped text of a small kernel file, or None where it is not there or cannot be read.
+
+    For discovery only, where a missing file is an answer; nothing on the tick path goes through here.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(fd, 1 << 16).decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+    finally:
+        os.close(fd)

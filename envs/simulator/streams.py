@@ -1,0 +1,47 @@
+"""Random numbers for many hosts: each host has streams of its own, drawn a block of ticks ahead.
+
+What a host draws depends on the seed, its index and the stream, never on how many hosts run beside it (numpy
+SeedSequence with ``spawn_key=(host, stream, distribution)``). Blocks keep the loop over hosts out of the step; their
+size changes nothing, because uniforms and normals come from generators of their own, in order of time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foreshare.policies.errors import InputError
+from foreshare.policies.host import FloatArray
+
+WORKLOAD, TELEMETRY = 0, 1
+_FEW_HOSTS = 8
+
+
+class HostStreams:
+    """``uniforms`` in [0, 1) and standard ``normals`` for every host, VM and tick."""
+
+    def __init__(
+        self, seed: int, *, hosts: int, first_host: int, stream: int, vms: int, uniforms: int, normals: int
+    ) -> None:
+        if seed < 0:
+            raise InputError(f"seed {seed}: a seed is a whole number of at least 0")
+
+        def generators(distribution: int) -> list[np.random.Generator]:
+            keys = [(first_host + h, stream, distribution) for h in range(hosts)]
+            return [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=k))) for k in keys]
+
+        self._uniform_rngs, self._normal_rngs = generators(0), generators(1)
+        # A single host wants short, even ticks; many hosts want few Python loops.
+        self._ticks = self._next = 8 if hosts < _FEW_HOSTS else 64
+        self._uniform: FloatArray = np.empty((hosts, self._ticks, uniforms, vms))
+        self._normal: FloatArray = np.empty((hosts, self._ticks, normals, vms))
+
+    def draw(self) -> tuple[FloatArray, FloatArray]:
+        """Return this tick's (H, uniforms, N) and (H, normals, N): views, valid until the next call."""
+        if self._next == self._ticks:
+            for h, (u, z) in enumerate(zip(self._uniform_rngs, self._normal_rngs, strict=True)):
+                u.random(out=self._uniform[h])
+                z.standard_normal(out=self._normal[h])
+            self._next = 0
+        i = self._next
+        self._next += 1
+        return self._uniform[:, i], self._normal[:, i]

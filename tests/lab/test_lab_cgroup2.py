@@ -1,0 +1,194 @@
+"""The linux backend on a real cgroup v2, in a guest with 8 CPUs, 2 sockets and 2 NUMA nodes and no disks.
+
+Runs where FORESHARE_IN_LAB=1 says that this machine may be used up: the root's subtree_control is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foreshare.envs.hal.linux.capabilities import probe
+from foreshare.envs.hal.linux.cgroups import find_hierarchies
+from foreshare.envs.hal.linux.floor import measure_floor
+from foreshare.envs.hal.linux.hal import LinuxHal
+from foreshare.envs.hal.linux.restore import restore
+from foreshare.envs.hal.linux.roots import Roots
+from foreshare.envs.hal.linux.spec import LinuxSpec
+from foreshare.envs.hal.linux.temporary import temporary_cgroups
+from foreshare.envs.hal.spec import VmSpec
+from foreshare.envs.hal.types import Control, Plan, Receipt
+from foreshare.policies.errors import HostError
+from foreshare.policies.host import Isolation, Placement, Resource
+from foreshare.policies.reading import Quality, Reading
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
+]
+FILES = ("cpu.max", "cpu.weight", "cpu.idle", "cpuset.cpus", "cpuset.mems")
+SPIN = "print('up', flush=True)\nwhile True: pass"
+
+
+def root() -> Path:
+    return Path(find_hierarchies(Roots()).of("cpu").path)
+
+
+def state(cgroup: str) -> dict[str, str]:
+    return {name: (root() / cgroup / name).read_text().strip() for name in FILES}
+
+
+@pytest.fixture
+def groups() -> Iterator[list[str]]:
+    with temporary_cgroups(2) as paths:
+        yield paths
+
+
+def spin(cgroup: str, *, then: str = "") -> subprocess.Popen[str]:
+    code = f"import os\nopen({str(root() / cgroup / 'cgroup.procs')!r}, 'w').write(str(os.getpid()))\n{then}\n{SPIN}"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def end(*processes: subprocess.Popen[str]) -> None:
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def one(hal: LinuxHal, control: Control, row: int, value: int, cpus: tuple[int, ...] = ()) -> Receipt:
+    sets = np.zeros((1, hal.topology.cpus), bool)
+    sets[0, list(cpus)] = True
+    receipt = Receipt()
+    hal.apply(Plan(np.array([control], np.int8), np.array([row]), np.array([value]), sets), 0, receipt)
+    return receipt
+
+
+def test_topology_and_capabilities_of_the_guest() -> None:
+    caps = probe()
+    assert caps["cpu"].interface == "cgroup v2 cpu + v2 cpuset"
+    assert caps["cpu"].move
+    assert "L3 ways" in caps["cache"].why_not
+    with temporary_cgroups(1) as (path,):
+        hal = LinuxHal(LinuxSpec(vms=(VmSpec(name="vm", cgroup=path),)))
+        assert hal.topology.threads_per_core == 2
+        assert hal.topology.zones == 2
+        assert [hal.topology.pool(Resource.CPU, z).units for z in (0, 1)] == [40, 40]
+        hal.close()
+
+
+def test_quota_cpuset_restore_and_crash(groups: list[str]) -> None:
+    a, b = groups
+    (root() / a / "cpu.max").write_text("200000 100000")
+    before = [state(a), state(b)]
+    spec = LinuxSpec(
+        vms=(VmSpec(name="a", cgroup=a, priority=-1), VmSpec(name="b", cgroup=b, isolation=Isolation.ISOLATED))
+    )
+    hal = LinuxHal(spec)
+    assert [state(a), state(b)] == before
+    docs: list[str] = []
+    hal.claim(lambda doc: docs.append(json.dumps(doc)))
+    assert state(a)["cpu.max"] == "20000 10000", "the rate stays while the period changes"
+    assert state(a)["cpu.idle"] == "1"
+    process = spin(a)
+    try:
+        assert one(hal, Control.CPUS, 0, 0, (2, 3)).failures == []
+        assert one(hal, Control.CPUS, 1, 0, (4, 5)).failures == []
+        assert one(hal, Control.CPU, 0, 4).failures == []
+        assert one(hal, Control.CPU, 1, 20).failures == []
+        assert os.sched_getaffinity(process.pid) == {2, 3}
+        into = Placement.empty(2, 8)
+        hal.read_back(into)
+        assert into.units[:, Resource.CPU].tolist() == [4, 20]
+        assert np.flatnonzero(into.cpus[1]).tolist() == [4, 5]
+        reading = Reading.empty(2)
+        hal.sample(reading)
+        time.sleep(1)  # the interval that is measured
+        hal.sample(reading)
+        assert 0 < reading.usage[0, Resource.CPU] < 6
+        assert reading.quality[0, Resource.CPU] & Quality.CENSORED
+        assert reading.demand_low[0, Resource.CPU] > reading.usage[0, Resource.CPU] + 2
+        facts = hal.extras()[hal.vms.uuid[0]]
+        assert {"memory_bytes", "memory_node_bytes", "cpu_pressure_us"} <= set(facts)
+    finally:
+        end(process)
+    report = restore(json.loads(docs[0]), Roots())  # as a later process would after a kill -9
+    assert report.failed == []
+    assert [state(a), state(b)] == before
+    hal.close()
+    assert [state(a), state(b)] == before
+
+
+def test_a_pinned_child_is_narrowed_by_the_kernel(groups: list[str]) -> None:
+    parent = groups[0]
+    child = root() / parent / "vcpu0"
+    (root() / parent / "cgroup.subtree_control").write_text("+cpuset +cpu")
+    child.mkdir()
+    (child / "cpuset.cpus").write_text("0-1")
+    (child / "cpu.max").write_text("50000 100000")
+    hal = LinuxHal(LinuxSpec(vms=(VmSpec(name="vm", cgroup=parent),)))
+    hal.claim(lambda doc: None)
+    process = spin(f"{parent}/vcpu0")
+    try:
+        assert one(hal, Control.CPUS, 0, 0, (1, 2)).failures == []
+        assert os.sched_getaffinity(process.pid) == {1}
+        assert one(hal, Control.CPUS, 0, 0, (6,)).failures == []
+        assert os.sched_getaffinity(process.pid) == {6}
+        assert one(hal, Control.CPU, 0, 3).failures == []
+        reading = Reading.empty(1)
+        for _ in range(11):
+            hal.sample(reading)
+        assert hal.extras()[hal.vms.uuid[0]]["threads"] == 1
+    finally:
+        end(process)
+        hal.close()
+    assert (child / "cpuset.cpus").read_text().strip() == "0-1"
+    child.rmdir()
+
+
+def test_vanishing_and_missing_controllers(groups: list[str]) -> None:
+    a, b = groups
+    hal = LinuxHal(LinuxSpec(vms=(VmSpec(name="a", cgroup=a), VmSpec(name="b", cgroup=b))))
+    hal.claim(lambda doc: None)
+    reading = Reading.empty(2)
+    hal.sample(reading)
+    (root() / a).rmdir()
+    assert [f.gone for f in one(hal, Control.CPU, 0, 3).failures] == [True]
+    hal.sample(reading)
+    assert reading.present.tolist() == [False, True]
+    hal.close()
+    bare = root() / b / "bare"
+    bare.mkdir()
+    with pytest.raises(HostError, match=r"enable the cpu controller .*subtree_control"):
+        LinuxHal(LinuxSpec(vms=(VmSpec(name="c", cgroup=f"{b}/bare"),)))
+    bare.rmdir()
+
+
+def test_the_floor_on_real_files(groups: list[str]) -> None:
+    path = str(root() / groups[0] / "cpu.max")
+    took = measure_floor([[(path, b"5000 10000\n")], [(path, b"6000 10000\n")]], 1_000_000)
+    assert len(took) == 2
+    assert Path(path).read_text() == "6000 10000\n"
+
+
+def test_temporary_cgroups_leave_nothing() -> None:
+    control = root() / "cgroup.subtree_control"
+    before, names = control.read_text(), sorted(p.name for p in root().iterdir())
+    with pytest.raises(RuntimeError), temporary_cgroups(3) as paths:
+        process = spin(paths[0])
+        raise RuntimeError("out")
+    end(process)
+    assert sorted(p.name for p in root().iterdir()) == names
+    assert control.read_text() == before
