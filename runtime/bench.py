@@ -44,7 +44,7 @@ class TickBench:
 
 
 class Churn:
-    """Demand that moves: each tick, half of the VMs draw a new one between a tenth of their fair share and twice it."""
+    """Demand that moves: each tick, half of the VMs draw a new one between nothing and a little above a fair share."""
 
     def __init__(self, host: Host, seed: int) -> None:
         self._rng = np.random.default_rng(np.random.SeedSequence(seed))
@@ -59,7 +59,7 @@ class Churn:
         """Return (N, R) demand in units for the next tick."""
         n = len(self._now)
         chosen = self._rng.random(n) < 0.5
-        self._now[chosen] = self._share * self._rng.uniform(0.1, 2.0, (int(chosen.sum()), 1))
+        self._now[chosen] = self._share * self._rng.uniform(0.02, 1.1, (int(chosen.sum()), 1))
         return self._now
 
 

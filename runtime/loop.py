@@ -172,6 +172,8 @@ class ControlLoop:
 
         planning = now()
         plan = build_plan(self.host, self._held, decision.placement)
+        planned = now()
+        stage[4] += planned - planning  # which writes lead there is the last part of placing
         receipt = self._receipt
         receipt.clear()
         if len(plan):
@@ -181,7 +183,7 @@ class ControlLoop:
 
         self._verify(plan)
         done = now()
-        stage[0], stage[5], stage[6] = sampled - began, applied - planning, done - applied
+        stage[0], stage[5], stage[6] = sampled - began, applied - planned, done - applied
         reaction = applied - sampled + (sampled - began) // 2 if len(plan) else 0
         self.latency.add(stage, done - began, reaction)
         self._account(t_ns, decision, plan)

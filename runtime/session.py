@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -42,6 +42,8 @@ class HalChoice:
     trace: Path | None = None
     seed: int = 0
     realtime: bool = False
+    read_only: bool = False
+    """Nothing will be written: no right to write is needed."""
     tick_ms: float = 10.0
 
 
@@ -58,7 +60,7 @@ def open_hal(choice: HalChoice) -> Hal:
 
         if choice.config is None:
             raise HostError("--hal linux needs --config FILE.toml that names the VMs' cgroups; see foreshare doctor")
-        return LinuxHal(choice.config.linux_spec())
+        return LinuxHal(choice.config.linux_spec(), read_only=choice.read_only)
     if choice.hal == "replay":
         from foreshare.envs.hal.replay import ReplayHal
 
@@ -224,7 +226,7 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
 
 def dry_run(choice: HalChoice, policy: str) -> list[str]:
     """Return what the first tick would write, one line each. Writes nothing, takes no lease."""
-    hal = open_hal(choice)
+    hal = open_hal(replace(choice, read_only=True))
     try:
         host = Host(hal.topology, hal.vms)
         mind = make_mind(policy, host)

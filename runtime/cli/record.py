@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from foreshare.envs.hal import Host
@@ -39,7 +40,7 @@ def execute(args: argparse.Namespace) -> int:
     out: Path = args.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: is there already and is not an empty folder")
-    hal = open_hal(choice)
+    hal = open_hal(replace(choice, read_only=True))
     try:
         with stop_on_signals() as stop:
             written, dropped = record(

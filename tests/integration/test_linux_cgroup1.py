@@ -300,6 +300,47 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert (other_boot.restored, other_boot.gone) == (0, len(doc["items"]))
 
 
+@pytest.mark.parametrize("again", ["auto", "affinity"])
+def test_the_next_start_takes_over_from_a_killed_one(again: str, start: Callable[..., subprocess.Popen[str]]) -> None:
+    with temporary_cgroups(3) as (a, b, dropped):
+        path_of(a, "cpu.cfs_quota_us").write_text("70000")
+        (path_of(a, "") / "vcpu0").mkdir()
+        path_of(f"{a}/vcpu0", "cpu.cfs_quota_us").write_text("30000")
+        process = start(SPIN, a)
+        os.sched_setaffinity(process.pid, {0, 1})
+        before = [state(p) for p in (a, b, dropped)]
+        first, docs = LinuxHal(LinuxSpec(vms=(vm(a, priority=-1), vm(b, priority=-1), vm(dropped)))), []
+        first.claim(docs.append)
+        apply(first, (Control.CPUS, 0, [1]), (Control.CPU, 0, 2), (Control.CPUS, 2, [0]), (Control.CPU, 2, 2))
+        first._release()  # as if killed: nothing is put back
+        assert [state(p) for p in (a, b, dropped)] != before
+        previous = json.loads(json.dumps(docs[0]))
+        second = LinuxHal(LinuxSpec(vms=(vm(b), vm(a)), placement=again))  # type: ignore[arg-type]  # parametrized
+        second.claim(docs.append, previous)
+        assert state(dropped) == before[2], "nobody manages it any more"
+        assert read(b, "cpu.idle") == "0"
+        apply(second, (Control.CPU, 0, 3), (Control.CPU, 1, 3), (Control.CPUS, 1, [1]))
+        second._release()
+        third = LinuxHal(LinuxSpec(vms=(vm(a), vm(b))))
+        third.claim(docs.append, json.loads(json.dumps(docs[1])))
+        third.close()
+        assert [state(p) for p in (a, b, dropped)] == before
+        assert read(f"{a}/vcpu0", "cpu.cfs_quota_us") == "30000"
+        assert os.sched_getaffinity(process.pid) == {0, 1}
+
+
+def test_a_record_of_another_boot_or_kind_is_no_original() -> None:
+    with temporary_cgroups(1) as (path,):
+        hal = LinuxHal(LinuxSpec(vms=(vm(path),)))
+        with pytest.raises(InputError, match="not a record"):
+            hal.claim(lambda doc: None, {"kind": "simulated"})
+        docs: list[Mapping[str, object]] = []
+        item = {"what": "weight", "cgroup": path, "inode": 0, "weight": 5, "idle": 0}
+        hal.claim(docs.append, {"kind": "linux", "version": 1, "boot_id": "another", "items": [item]})
+        assert item not in docs[0]["items"]  # type: ignore[operator]  # JSON
+        hal.close()
+
+
 def test_a_namesake_is_left_alone() -> None:
     with temporary_cgroups(2) as (a, b):
         hal, docs = LinuxHal(LinuxSpec(vms=(vm(a), vm(b)))), []

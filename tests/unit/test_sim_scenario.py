@@ -39,7 +39,7 @@ def test_the_shipped_scenarios_are_what_the_readme_says() -> None:
     assert 4 <= sum(v.isolation != Isolation.SHARED for v in mixed.vm) <= 6
     assert {v.priority for v in mixed.vm} == {0, 1, 2, 3}
     assert all(20 <= v.target_ms <= 100 for v in mixed.vm)
-    churn = load_scenario("churn")
+    churn = load_scenario("churn", vms=64)
     assert len(churn.vm) == 64 and churn.host.cores == 128 and churn.host.ways == 20
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
+from itertools import repeat
 
 import numpy as np
-import numpy.typing as npt
 
 from foreshare.envs.hal.protocol import Clock
 from foreshare.envs.hal.types import Control, Plan, Receipt, WriteFailure
 from foreshare.policies.errors import HostError
-from foreshare.policies.host import BoolArray, IntArray, Isolation, Placement, Resource, Topology, VmTable
+from foreshare.policies.host import BoolArray, Isolation, Placement, Resource, Topology, VmTable
 
 from . import cpulist
 from .cgroups import GONE
@@ -52,7 +53,7 @@ class Writer:
         self._rates = [d.bandwidth_bytes / IO_UNITS for d in io]
         self._lists = cpulist.CpuLists(topology.cpu_id)
         self._ids = topology.cpu_id
-        self._width = (topology.cpus + 7) // 8
+        self._width = topology.cpus
         self._top, self._io_units = most, topology.pool(Resource.IO, 0).units
         unit_us = period_us // self._upc
         tables = {v: [quota_payload(v, max(u, 1) * unit_us, period_us) for u in range(most + 1)] for v in (1, 2)}
@@ -67,9 +68,8 @@ class Writer:
         self._io_writes = [[(knob.fd, io_tables[knob.version][d]) for knob, d in vm.io] for vm in vms]
         self._quota_fds = [vm.quota.fd for vm in vms]
         self._quota_read: dict[tuple[int, bytes, bytes], float] = {}
-        self._unsettled: tuple[npt.NDArray[np.int8], IntArray, IntArray, BoolArray, list[int]] | None = None
-        self._most = np.zeros(len(Control), np.int64)
-        self._most[_CPU], self._most[_CPUS], self._most[_IO] = most, 1 << 40, IO_UNITS
+        self._unsettled: tuple[list[int], list[int], list[int], bytes, list[int]] | None = None
+        self._untraced: list[tuple[list[int], list[bytes], int]] = []
         self._period_lost: set[int] = set()
         """Rows (v1) whose period somebody else changed: seen when reading back, mended before the next quota."""
         self.limits = Limits(np.full(n, np.inf), np.ones((n, topology.cpus), bool), np.full(n, np.inf))
@@ -86,70 +86,112 @@ class Writer:
         """
         receipt.clear()
         self.settle()
-        count = len(plan)
-        deadline = deadline_ns or 1 << 62
-        values = np.minimum(np.maximum(plan.value, 0), self._most[plan.control]).tolist()
-        packed, width = np.packbits(plan.cpu_sets, axis=1).tobytes() if count else b"", self._width
-        now, write, payload = self._clock.now_ns, os.pwrite, self._lists.payload
-        quota_fds, quotas, io_writes, vms, trace = (
-            self._quota_fds, self._quota_payloads, self._io_writes, self._vms, self.trace,
-        )  # fmt: skip
-        written: list[tuple[int, bytes]] = []
-        calls = done = 0
-        for control, row, value in zip(plan.control.tolist(), plan.vm.tolist(), values, strict=True):
-            if now() > deadline:
+        now, deadline = self._clock.now_ns, deadline_ns or 1 << 62
+        controls, rows, values = plan.control.tolist(), plan.vm.tolist(), plan.value.tolist()
+        raw_sets = plan.cpu_sets.tobytes()
+        count, done, calls = len(controls), 0, 0
+        while done < count and now() <= deadline:
+            # Entries that are one plain write are gathered first and then written in a row: going back and forth
+            # between Python and the kernel for each of them costs both their caches.
+            fds, datas, owners, end = self._gather(controls, rows, values, raw_sets, done)
+            sent, stopped = self._send(fds, datas, owners, controls, rows, deadline, receipt)
+            calls += sent
+            if self.trace is not None:
+                self._untraced.append((fds, datas, sent))
+            done = end if sent == len(fds) else owners[sent]
+            if stopped:
+                done = owners[sent - 1] + 1
                 break
-            done += 1
+            if sent < len(fds) or done == count or now() > deadline:
+                break
             try:
-                if control == _CPU:
-                    if row in self._period_lost:
-                        calls += self._mend_period(row)
-                    fd, data = quota_fds[row], quotas[row][value]
-                    calls += 1
-                    write(fd, data, 0)
-                elif control == _CPUS:
-                    key = packed[value * width : (value + 1) * width]
-                    knobs = vms[row].cpuset
-                    if len(knobs) != 1:
-                        calls += self._move_all(row, plan.cpu_sets[value], key)
-                        continue
-                    fd, data = knobs[0].fd, payload(key)
-                    calls += 1
-                    write(fd, data, 0)
-                elif control == _IO:
-                    for fd, table in io_writes[row]:
-                        data = table[value]
-                        calls += 1
-                        write(fd, data, 0)
-                        if trace is not None:
-                            written.append((fd, data))
-                    continue
-                else:
-                    continue
-                if trace is not None:
-                    written.append((fd, data))
+                calls += self._write_slowly(controls[done], rows[done], values[done], raw_sets)
             except OSError as error:
-                gone = error.errno in GONE
-                text = self._explain(control, row, error)
-                receipt.failures.append(WriteFailure(done - 1, error.errno or 0, text, gone))
-                if control == _CPUS and not gone:
+                if self._failed(error, done, controls[done], rows[done], receipt):
+                    done += 1
                     break
+            done += 1
         receipt.last_write_ns = now() if calls else 0
         receipt.done, receipt.system_calls = done, calls
-        if done:
-            # Copied, because the planner uses its buffers again; worked in later, because this is the timed part.
-            self._unsettled = (
-                plan.control[:done].copy(), plan.vm[:done].copy(), plan.value[:done].copy(), plan.cpu_sets.copy(),
-                [f.index for f in receipt.failures],
-            )  # fmt: skip
+        if count:
+            # Worked into ``limits`` and the trace later: this is the timed part.
+            self._unsettled = controls[:done], rows[:done], values[:done], raw_sets, [f.index for f in receipt.failures]
         self._confine_strays(receipt)
-        if trace is not None:
-            trace.append([(self._paths[fd], data) for fd, data in written])
 
-    def read_back(self, into: Placement, present: list[bool]) -> None:
+    def _gather(
+        self, controls: list[int], rows: list[int], values: list[int], raw_sets: bytes, start: int
+    ) -> tuple[list[int], list[bytes], list[int], int]:
+        """Return (descriptors, payloads, plan entry of each, first entry not among them), from entry ``start`` on."""
+        quota_fds, quotas, io_writes, vms = self._quota_fds, self._quota_payloads, self._io_writes, self._vms
+        payload, width, top, lost = self._lists.payload, self._width, self._top, self._period_lost
+        fds: list[int] = []
+        datas: list[bytes] = []
+        owners: list[int] = []
+        for k in range(start, len(controls)):
+            control, row, value = controls[k], rows[k], values[k]
+            if control == _CPU:
+                if row in lost:
+                    return fds, datas, owners, k
+                fds.append(quota_fds[row])
+                datas.append(quotas[row][value if 0 < value <= top else min(max(value, 1), top)])
+                owners.append(k)
+            elif control == _CPUS:
+                knobs = vms[row].cpuset
+                if len(knobs) != 1:
+                    return fds, datas, owners, k
+                fds.append(knobs[0].fd)
+                datas.append(payload(raw_sets[value * width : (value + 1) * width]))
+                owners.append(k)
+            elif control == _IO:
+                value = value if 0 < value <= IO_UNITS else min(max(value, 1), IO_UNITS)
+                for fd, table in io_writes[row]:
+                    fds.append(fd)
+                    datas.append(table[value])
+                    owners.append(k)
+        return fds, datas, owners, len(controls)
+
+    def _send(
+        self, fds: list[int], datas: list[bytes], owners: list[int], controls: list[int], rows: list[int],
+        deadline: int, receipt: Receipt,
+    ) -> tuple[int, bool]:  # fmt: skip
+        """Write in order until the deadline; return (how many were attempted, whether a failure forbids to go on)."""
+        now, sent = self._clock.now_ns, 0
+        while sent < len(fds):
+            try:
+                for _ in map(os.pwrite, fds[sent:], datas[sent:], repeat(0)):
+                    sent += 1
+                    if now() > deadline:
+                        return sent, False
+            except OSError as error:
+                k = owners[sent]
+                sent += 1
+                if self._failed(error, k, controls[k], rows[k], receipt):
+                    return sent, True
+                if now() > deadline:
+                    break
+        return sent, False
+
+    def _failed(self, error: OSError, index: int, control: int, row: int, receipt: Receipt) -> bool:
+        """Note a failure; return whether what comes behind it may not be written."""
+        gone = error.errno in GONE
+        receipt.failures.append(WriteFailure(index, error.errno or 0, self._explain(control, row, error), gone))
+        return control == _CPUS and not gone
+
+    def _write_slowly(self, control: int, row: int, value: int, raw_sets: bytes) -> int:
+        """Write an entry that is more than one plain write; return the number of system calls. Raises OSError."""
+        if control == _CPUS:
+            key = raw_sets[value * self._width : (value + 1) * self._width]
+            return self._move_all(row, np.frombuffer(key, bool), key)
+        self._period_lost.discard(row)
+        put_bandwidth(self._vms[row].cpu, NO_LIMIT, self._period_us)
+        os.pwrite(self._quota_fds[row], self._quota_payloads[row][min(max(value, 1), self._top)], 0)
+        return 5
+
+    def read_back(self, into: Placement, present: list[bool], rows: Iterable[int]) -> None:
         """Fill ``into`` with what the controls hold. A VM that is gone, or a file that fails, leaves its values."""
         self.settle()
-        for row, vm in enumerate(self._vms):
+        for row in rows:
+            vm = self._vms[row]
             if not present[row]:
                 continue
             try:
@@ -160,6 +202,10 @@ class Writer:
                 if quota == np.inf or (self._apart[row] and quota >= self._top):
                     quota = int(self.limits.cpus[row].sum()) * self._upc
                 into.units[row, Resource.CPU] = quota
+                into.units[row, [Resource.CACHE, Resource.MEMORY]] = 0
+                into.ways[row] = 0
+                if not vm.io:
+                    into.units[row, Resource.IO] = 0
                 if vm.io:
                     io = self._read_io(vm)
                     self.limits.io[row] = io
@@ -171,7 +217,6 @@ class Writer:
     def describe(self, plan: Plan, root: str) -> list[str]:
         """Return one line for each write, with paths below ``root``."""
         lines: list[str] = []
-        packed = np.packbits(plan.cpu_sets, axis=1) if len(plan) else np.zeros((0, 0), np.uint8)
         for control, row, value in zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), strict=True):
             vm = self._vms[row]
             parts: list[str] = []
@@ -179,7 +224,7 @@ class Writer:
                 data = self._quota_payloads[row][min(max(value, 0), self._top)]
                 parts.append(f"write {_text(data)} to {_below(root, vm.quota.path)}")
             elif control == _CPUS:
-                text = _text(self._lists.payload(packed[value].tobytes()))
+                text = _text(self._lists.payload(plan.cpu_sets[value].tobytes()))
                 parts += [f"write {text} to {_below(root, knob.path)}" for knob in vm.cpuset]
                 if not vm.cpuset:
                     many = len(self._threads[row].threads)
@@ -203,10 +248,10 @@ class Writer:
             calls = self._threads[row].confine(ids)
             held[:] = new
             return calls
-        data, union = self._lists.payload(key), self._lists.payload(np.packbits(held | new).tobytes())
+        data, union = self._lists.payload(key), self._lists.payload((held | new).tobytes())
         calls = 0
         try:
-            calls = write_cpus(vm.cpuset, data, union, self._lists.payload(np.packbits(held).tobytes()))
+            calls = write_cpus(vm.cpuset, data, union, self._lists.payload(held.tobytes()))
         except OSError as error:
             # EBUSY: a child that we do not know has some of the CPUs; EACCES: one has more than its parent, since
             # somebody else wrote it; GONE: one that we know went away. So look at the tree again and grow it first.
@@ -236,23 +281,25 @@ class Writer:
         """Work what the last plan wrote into ``limits``."""
         if self._unsettled is None:
             return
-        control, row, value, cpu_sets, failed = self._unsettled
+        if self.trace is not None:
+            paths, batches = self._paths, self._untraced
+            pairs = (pair for fds, datas, n in batches for pair in zip(fds[:n], datas[:n], strict=True))
+            self.trace.append([(paths[fd], data) for fd, data in pairs])
+        self._untraced = []
+        controls, rows, values, raw_sets, failed = self._unsettled
         self._unsettled = None
+        control, row, value = np.array(controls, np.int64), np.array(rows, np.int64), np.array(values, np.int64)
         ok = np.ones(len(control), bool)
         ok[failed] = False
         at = ok & (control == _CPU)
         units = np.clip(value[at], 1, self._top)
         self.limits.quota[row[at]] = np.where(self._apart[row[at]], np.inf, units)
         at = ok & (control == _CPUS)
-        self.limits.cpus[row[at]] = cpu_sets[value[at]]
+        if at.any():
+            self.limits.cpus[row[at]] = np.frombuffer(raw_sets, bool).reshape(-1, self._width)[value[at]]
         if self._io_units:
             at = ok & (control == _IO)
             self.limits.io[row[at]] = np.clip(value[at], 1, IO_UNITS)
-
-    def _mend_period(self, row: int) -> int:
-        self._period_lost.discard(row)
-        put_bandwidth(self._vms[row].cpu, NO_LIMIT, self._period_us)
-        return 4
 
     def _read_quota(self, row: int, vm: VmControls) -> float:
         data = os.pread(vm.quota.fd, 64, 0)

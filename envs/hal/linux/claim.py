@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from .controls import (
     parse_quota,
     write_cpus,
 )  # fmt: skip
-from .restore import KIND, VERSION, boot_id, put_bandwidth, put_weight, weight_file
+from .restore import KIND, VERSION, boot_id, items_of, put_bandwidth, put_weight, weight_file
 from .roots import Roots, read_text
 from .threads import VmThreads
 from .topology import MIN_QUOTA_US, CpuLayout
@@ -80,13 +80,59 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
     return {"kind": KIND, "version": VERSION, "boot_id": boot_id(roots), "items": items}
 
 
-def take(held: Held, doc: Mapping[str, Any]) -> None:
+def adopt(
+    found: Mapping[str, Any], previous: Mapping[str, Any], managed: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Join what is found now with what a process that was killed had remembered; return (record, left over).
+
+    The older value of a control is the original one. Left over, to be put back at once, is what the earlier process
+    held and we do not. A cgroup made since under an old name keeps what was found in it, as all does after a reboot.
+    Raises InputError where ``previous`` is not one of ours.
+    """
+    old = items_of(previous) if previous else []
+    if previous.get("boot_id") != found["boot_id"]:
+        old = []
+    merged = {_key(item): dict(item) for item in found["items"]}
+    left: list[Mapping[str, Any]] = []
+    for item in old:
+        key = _key(item)
+        ours = any(item["cgroup"] == vm or item["cgroup"].startswith(vm + "/") for vm in managed)
+        if key in merged:
+            merged[key] = _older(item, merged[key])
+        elif ours and item["what"] in ("bandwidth", "affinity"):
+            # A child's quota that is lifted already, or threads that were confined by affinity and now by a cpuset.
+            merged[key] = dict(item)
+        else:
+            left.append(item)
+    return dict(found, items=list(merged.values())), dict(found, items=left)
+
+
+def _key(item: Mapping[str, Any]) -> tuple[object, ...]:
+    # A cpuset's tree names the inode of each of its cgroups.
+    return item["what"], item["cgroup"], item.get("inode"), item.get("device")
+
+
+def _older(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    if old["what"] == "cpuset":
+        nodes = {(path, inode): [path, inode, *rest] for path, inode, *rest in (*new["tree"], *old["tree"])}
+        return dict(new, tree=sorted(nodes.values(), key=lambda node: str(node[0]).count("/")))
+    if old["what"] == "affinity":
+        # A thread that the earlier process did not know was born under its hands: its mask is no original.
+        masks = {(tid, start): old["others"] or cpus for tid, start, cpus in new["threads"]}
+        masks |= {(tid, start): cpus for tid, start, cpus in old["threads"]}
+        others = old["others"] or new["others"]
+        return dict(new, threads=[[tid, start, cpus] for (tid, start), cpus in masks.items()], others=others)
+    return dict(old)
+
+
+def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> None:
     """Write what does not change while we hold the host: period, weight, cpu.idle, memory nodes, managed CPUs.
 
     A shared VM keeps its rate while its period changes; an isolated one loses its quota, its cores bound it. CPUs
-    that are not managed leave a VM's cpuset. Raises OSError.
+    that are not managed leave a VM's cpuset. ``found`` is what the controls hold now, ``doc`` what they held before
+    anybody of us came. Raises OSError.
     """
-    children = {i["cgroup"]: i for i in doc["items"] if i["what"] == "bandwidth"}
+    children = {i["cgroup"]: i for i in found["items"] if i["what"] == "bandwidth"}
     for row, vm in enumerate(held.controls):
         mine = children[vm.cgroup]
         for path, item in children.items():
@@ -106,6 +152,8 @@ def take(held: Held, doc: Mapping[str, Any]) -> None:
             put_weight(vm.cpu, _weight(held, row, vm.cpu.mount.version), weight["idle"])
             if held.table.priority[row] < 0 and weight["idle"] is not None:
                 vm.cpu.write("cpu.idle", b"1\n")
+        else:
+            put_weight(vm.cpu, weight["weight"], weight["idle"])
         _take_cpuset(vm, held.layout)
 
 

@@ -62,15 +62,15 @@ class CpuLists:
         self._payloads: dict[bytes, bytes] = {}
         self._rows: dict[bytes, tuple[BoolArray, int]] = {}
 
-    def payload(self, packed: bytes) -> bytes:
-        """Return what to write for one packed row (``np.packbits`` of C booleans)."""
-        found = self._payloads.get(packed)
+    def payload(self, raw: bytes) -> bytes:
+        """Return what to write for one row, given as the C bytes of its booleans."""
+        found = self._payloads.get(raw)
         if found is None:
-            row = np.unpackbits(np.frombuffer(packed, np.uint8), count=len(self._ids))
+            row = np.frombuffer(raw, bool)
             found = form(self._ids[i] for i in np.flatnonzero(row)).encode() or b"\n"
             if len(self._payloads) > 1 << 14:  # bounded: a day of ever new sets must not grow the process
                 self._payloads.clear()
-            self._payloads[packed] = found
+            self._payloads[raw] = found
         return found
 
     def row(self, data: bytes) -> tuple[BoolArray, int]:

@@ -17,7 +17,7 @@ from foreshare.envs.hal.protocol import Clock
 from foreshare.envs.hal.spec import VmSpec, resolve
 from foreshare.envs.hal.types import Plan, Receipt
 from foreshare.policies.errors import HalError, HostError
-from foreshare.policies.host import Placement, Topology, VmTable
+from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
 
 from . import claim, cpulist
@@ -101,14 +101,17 @@ class LinuxHal:
 
     @property
     def trace(self) -> list[list[tuple[str, bytes]]] | None:
-        """Where apply() notes (path, payload) of each tick's writes, for the floor measurement; None: nowhere.
+        """Where (path, payload) of each tick's writes go, for the floor measurement; None: nowhere.
 
-        Moves of affinity and of nested v1 cpusets are not noted.
+        A tick's are there after the next sample (or close), so that noting them costs apply next to nothing. Moves of
+        affinity and of nested v1 cpusets are not noted.
         """
+        self._writer.settle()
         return self._writer.trace
 
     @trace.setter
     def trace(self, into: list[list[tuple[str, bytes]]] | None) -> None:
+        self._writer.settle()
         self._writer.trace = into
 
     def placements(self) -> list[str]:
@@ -126,8 +129,13 @@ class LinuxHal:
             for uuid, vm, threads in zip(self._vms.uuid, self._controls, self._threads, strict=True)
         }
 
-    def claim(self, remember: Callable[[Mapping[str, object]], None]) -> None:
-        """Remember every value that may be written, then set what stays. Raises HostError; nothing is half-claimed."""
+    def claim(
+        self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
+    ) -> None:
+        """Remember every value that may be written, then set what stays. Raises HostError; nothing is half-claimed.
+
+        ``previous``: what a process that was killed had remembered; its values are the originals.
+        """
         if self._read_only:
             raise HostError("this host was opened for reading only")
         if self._claimed:
@@ -135,14 +143,23 @@ class LinuxHal:
         held = claim.Held(
             self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us
         )  # fmt: skip
+        managed = {vm.cgroup for vm in self._controls}
         try:
-            doc = claim.collect(held, self._roots)
+            found = claim.collect(held, self._roots)
+            doc, left_over = claim.adopt(found, previous or {}, managed)
+            if left_over["items"]:
+                report = restore(left_over, self._roots)
+                if report.failed:
+                    raise HostError(f"what an earlier run left behind cannot be put back: {report.failed[0]}")
+                # What was put back may show in what we found: threads get wider masks with their cpuset.
+                found = claim.collect(held, self._roots)
+                doc, _ = claim.adopt(found, previous or {}, managed)
         except OSError as error:
             raise HostError(_while_opening(error)) from error
         remember(doc)
         self._doc = doc
         try:
-            claim.take(held, doc)
+            claim.take(held, found, doc)
             self.read_back(Placement.empty(len(self._vms), self._topology.cpus))
         except (OSError, HostError) as error:
             report = restore(doc, self._roots)
@@ -162,14 +179,16 @@ class LinuxHal:
             raise HalError("apply to", "host", errno.EPERM, "claim comes first")
         self._writer.apply(plan, deadline_ns, receipt)
 
-    def read_back(self, into: Placement) -> None:
-        """Fill ``into`` with what the controls hold now."""
-        self._writer.read_back(into, self._sampler.present)
+    def read_back(self, into: Placement, rows: IntArray | None = None) -> None:
+        """Fill ``rows`` of ``into`` (all if None) with what the controls hold now."""
+        wanted = range(len(self._controls)) if rows is None else rows.tolist()
+        self._writer.read_back(into, self._sampler.present, wanted)
 
     def close(self) -> None:
         """Put the host back and close every file. Raises HalError, once all is done, for what could not be put back."""
         if self._closed:
             return
+        self._writer.settle()
         try:
             if self._doc is not None:
                 self.restored = restore(self._doc, self._roots)

@@ -65,11 +65,7 @@ def restore(doc: Mapping[str, object], roots: Roots) -> RestoreReport:
 
     After a reboot nothing of it is there any more: cgroups do not outlive the kernel.
     """
-    if doc.get("kind") != KIND or doc.get("version") != VERSION:
-        raise InputError(f"not a record of a linux host, version {VERSION}: {doc.get('kind')!r} {doc.get('version')!r}")
-    items = doc.get("items")
-    if not isinstance(items, list) or not all(isinstance(i, dict) and i.get("what") in _KINDS for i in items):
-        raise InputError("the record of this host is damaged: it has no proper list of items")
+    items = items_of(doc)
     if doc.get("boot_id") != boot_id(roots):
         return RestoreReport(0, len(items), [])
     hierarchies = find_hierarchies(roots)
@@ -101,6 +97,16 @@ def restore(doc: Mapping[str, object], roots: Roots) -> RestoreReport:
             break
         pending = again
     return RestoreReport(restored, gone, failed)
+
+
+def items_of(doc: Mapping[str, object]) -> list[dict[str, Any]]:
+    """Return the items of a record. Raises InputError where it is not one of ours."""
+    if doc.get("kind") != KIND or doc.get("version") != VERSION:
+        raise InputError(f"not a record of a linux host, version {VERSION}: {doc.get('kind')!r} {doc.get('version')!r}")
+    items = doc.get("items")
+    if not isinstance(items, list) or not all(isinstance(i, dict) and i.get("what") in _KINDS for i in items):
+        raise InputError("the record of this host is damaged: it has no proper list of items")
+    return items
 
 
 def _open(hierarchies: Hierarchies, controller: str, path: str, inode: int) -> Cgroup:
