@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
-# A strict editable install links every file: it has to be made again when a module appears.
+# A strict editable install links every file: it has to be made again when one appears.
 SOURCES := $(shell find envs policies runtime -name '*.py' -o -name '*.toml' -o -name '*.c' | LC_ALL=C sort)
 
-.PHONY: run test lint check unit soak test-lab clean
+.PHONY: run test lint unit soak test-lab clean FORCE
 
 run: $(VENV)/.lean
 	$(BIN)/foreshare run --report out/report.html
@@ -34,22 +34,21 @@ soak: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.lean: $(VENV)/bin/python pyproject.toml constraints.txt
+# A development install has all that a run needs, and links to the tree; without one, install the tree as it is now.
+$(VENV)/.lean: pyproject.toml constraints.txt $(shell find envs policies runtime -type f -not -path '*/__pycache__/*') \
+    | $(VENV)/bin/python
 	mkdir -p out
 	test -f $(VENV)/.dev || $(PIP) '.[report]'
 	touch $@
 
-$(VENV)/.sources: $(VENV)/bin/python
-	@mkdir -p $(VENV)
+# Changes when a file comes or goes, not when one is edited.
+$(VENV)/.files: FORCE | $(VENV)/bin/python
 	@echo '$(SOURCES)' | cmp -s - $@ || echo '$(SOURCES)' > $@
 
-.PHONY: $(VENV)/.sources.check
-$(VENV)/.sources.check: $(VENV)/.sources
-
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt $(SOURCES)
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.files | $(VENV)/bin/python
 	$(PIP) 'setuptools>=77'
 	$(PIP) --no-build-isolation --config-settings editable_mode=strict --editable '.[report,dev]'
-	touch $@ $(VENV)/.lean
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist out .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -77,6 +77,9 @@ class Mind:
             Placement.empty(n, host.topology.cpus), True, "", np.zeros((n, R), bool), np.zeros(n, bool),
             self.request, self.forecast,
         )  # fmt: skip
+        self._shown = Request(self.request.ask.view(), self.request.need.view())
+        for array in (self._shown.ask, self._shown.need):
+            array.setflags(write=False)  # a policy that writes into what it is asked must not reach guard and fallback
         self.held: IntArray = host.reservation.copy()
         """(N, R) what was decided last."""
         self._fixed = host.vms.isolation == Isolation.SECURITY
@@ -116,6 +119,8 @@ def decide_tick(mind: Mind, reading: Reading) -> Decision:
     start = now()
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading.present, mind.options.headroom, mind.request)
+    if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
+        mind.request.ask[mind._fixed] = host.reservation[mind._fixed]
     forecast_done = now()
 
     proposal, out.fault = _ask_policy(mind)
@@ -151,21 +156,21 @@ def _ask_policy(mind: Mind) -> tuple[IntArray | None, str]:
     """Return the policy's proposal, or None and what was wrong with it."""
     begun = mind.clock_ns()
     try:
-        proposal = mind.policy.allocate(mind.request, mind.host, mind.tick)
-    except Exception as error:  # noqa: BLE001 - a policy is a plug-in: whatever it raises must cost it the tick, not the host
+        proposal = mind.policy.allocate(mind._shown, mind.host, mind.tick)
+        fault = _unusable(proposal, mind.host)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in: what it raises costs it the tick, not the host
         return None, f"raised {type(error).__name__}: {error}"
     took = mind.clock_ns() - begun
     if took > mind.options.policy_budget_ns:
         return None, f"late: {took // 1000} us of {mind.options.policy_budget_ns // 1000}"
-    fault = _unusable(proposal, mind.host)
     return (None, fault) if fault else (proposal, "")
 
 
 def _unusable(proposal: object, host: Host) -> str:
-    if not isinstance(proposal, np.ndarray) or proposal.shape != host.cap.shape:
+    if type(proposal) is not np.ndarray or proposal.shape != host.cap.shape:
         return f"answered {getattr(proposal, 'shape', type(proposal).__name__)}, expected {host.cap.shape}"
     if proposal.dtype.kind == "f" and not np.isfinite(proposal).all():
         return "answered values that are not finite"
-    if proposal.dtype.kind not in "if":
+    if proposal.dtype.kind not in "if" or proposal.dtype.itemsize > 8:
         return f"answered {proposal.dtype}"
     return ""

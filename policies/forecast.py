@@ -88,6 +88,7 @@ class Ewma:
         self._level = host.reservation.astype(float)
         self._error = np.zeros_like(self._level)
         self._new = np.ones(len(host), bool)
+        self._most = _widest(host)
         self._scratch()
 
     def _scratch(self) -> None:
@@ -96,7 +97,7 @@ class Ewma:
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`Forecaster`."""
         seen, gap, gain = observed_demand(reading, self._seen), self._gap, self._gain
-        missing = np.isnan(seen)
+        missing = ~np.isfinite(seen)  # no counter counts to infinity
         any_missing = bool(missing.any())
         if any_missing:
             np.copyto(seen, self._level, where=missing)
@@ -115,6 +116,8 @@ class Ewma:
         if any_missing:
             np.copyto(gap, self._error * (MISSING_WIDEN - 1.0), where=missing)
         self._error += gap
+        if any_missing:  # growing for ever, it would overflow, and be no number once values come back
+            np.minimum(self._error, self._most, out=self._error)
         into.mean[:] = self._level
         np.multiply(self._error, self.margin, out=into.upper)
         into.upper += self._level
@@ -124,7 +127,13 @@ class Ewma:
         self._level = carry(self._level, rows, host.reservation.astype(float))
         self._error = carry(self._error, rows, np.zeros_like(self._level))
         self._new = np.append(self._new, True)[rows]
+        self._most = _widest(host)
         self._scratch()
+
+
+def _widest(host: Host) -> FloatArray:
+    """Return (N, R) an error beyond which nothing is to learn: it forecasts all that the VM may ever hold."""
+    return np.maximum(host.cap, 1).astype(float)
 
 
 def carry(old: FloatArray, rows: IntArray, fresh: FloatArray) -> FloatArray:

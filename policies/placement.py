@@ -47,8 +47,8 @@ class Placer:
         self._evicted: IntArray | None = None
         self._recount()
         for z, line in enumerate(self._lines):
-            line.pin(np.flatnonzero((v.isolation == Isolation.SECURITY) & (v.zone == z)))
-        self._row_index = np.arange(len(host))
+            line.pin(np.flatnonzero((v.isolation == Isolation.SECURITY) & (v.zone == z)), v.rank)
+        self._by_rank = np.argsort(v.rank)  # ties must not follow the order of the rows
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
@@ -150,7 +150,7 @@ class Placer:
         self._core_owner[surplus] = NOBODY
         mine = self._apart_units(surplus)
         self._owner[mine] = NOBODY
-        rows = np.repeat(self._row_index, np.maximum(want - have, 0))
+        rows = np.repeat(self._by_rank, np.maximum(want - have, 0)[self._by_rank])
         if not len(rows):
             return
         free = np.flatnonzero((self._core_zone == zone) & (self._core_owner == NOBODY) & self._whole)

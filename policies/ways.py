@@ -20,10 +20,15 @@ class WayLine:
         self._ways, self._shared, self._min = ways, shared, min_ways
         self._held: dict[int, tuple[int, int]] = {}  # row -> [start, end)
         self._pinned: set[int] = set()
+        self._rank: list[int] = []
 
-    def pin(self, rows: IntArray) -> None:
-        """Let ``rows`` sit at the low end, where no neighbour's growth moves them (security class)."""
+    def pin(self, rows: IntArray, rank: IntArray) -> None:
+        """Let ``rows`` sit at the low end, where no neighbour's growth moves them (security class).
+
+        ``rank`` (N,) breaks ties between owners, whatever order the rows have.
+        """
         self._pinned = set(rows.tolist())
+        self._rank = rank.tolist()
 
     def rename(self, new_row: IntArray) -> None:
         """Follow the rows to their new numbers; -1 drops them."""
@@ -33,8 +38,9 @@ class WayLine:
         """Take over the owners found in ``masks`` (N,) among ``rows`` (N,), as far as they do not overlap."""
         self._held = {}
         end = 0
-        spans = sorted((*_span(int(masks[r]) >> self._shared), int(r)) for r in np.flatnonzero(rows & (masks != 0)))
-        for start, stop, row in spans:
+        found = np.flatnonzero(rows & (masks != 0)).tolist()
+        spans = sorted((*_span(int(masks[r]) >> self._shared), self._rank[r], r) for r in found)
+        for start, stop, _, row in spans:
             if start >= end and stop <= self._ways:
                 self._held[row] = (start, stop)
                 end = stop
@@ -54,7 +60,7 @@ class WayLine:
 
     def _layout(self, want: dict[int, int]) -> dict[int, tuple[int, int]]:
         spans: list[tuple[int, int, int]] = []  # row, start, length
-        for row in sorted(self._pinned & set(want), key=lambda r: (self._held.get(r, (self._ways, 0)), r)):
+        for row in sorted(self._pinned & set(want), key=lambda r: (self._held.get(r, (self._ways, 0)), self._rank[r])):
             spans.append((row, spans[-1][1] + spans[-1][2] if spans else 0, want[row]))
         stay = sorted((span, row) for row, span in self._held.items() if row in want and row not in self._pinned)
         for i, ((a, b), row) in enumerate(stay):
@@ -66,7 +72,7 @@ class WayLine:
             if grow > 0:
                 start = a - min(max(grow - (right - b), 0), max(a - left_end, 0))
             spans.append((row, max(start, left_end), length))
-        for row in sorted(set(want) - {r for r, _, _ in spans}):
+        for row in sorted(set(want) - {r for r, _, _ in spans}, key=lambda r: self._rank[r]):
             spans = _insert(spans, row, want[row], self._ways)
         out: dict[int, tuple[int, int]] = {}
         limit = self._ways

@@ -68,6 +68,8 @@ class StateDir:
     def __enter__(self) -> StateDir:
         try:
             os.makedirs(self.path, mode=0o700, exist_ok=True)
+            if os.path.islink(self.path):
+                raise HostError(f"state directory {self.path} must be a directory of its own, not a link to one")
             self._dir = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
             info = os.fstat(self._dir)
             if info.st_uid != os.geteuid() or stat.S_IMODE(info.st_mode) & 0o022:
@@ -101,6 +103,8 @@ class StateDir:
         body = {"version": VERSION, "boot_id": boot_id(), "hal": hal, "originals": originals}
         text = json.dumps(body, sort_keys=True)
         data = json.dumps({"sha256": hashlib.sha256(text.encode()).hexdigest(), "body": body}, sort_keys=True).encode()
+        if len(data) > _MAX_BYTES:  # what would not be read again must not be relied upon
+            raise HostError(f"the journal would have {len(data)} bytes, more than {_MAX_BYTES}; nothing was changed")
         try:
             fd = os.open(
                 _JOURNAL + ".tmp", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600,
@@ -123,16 +127,19 @@ class StateDir:
     def read(self) -> Entry | None:
         """Return the journal of an unfinished run, or None. A corrupt one is put aside (see ``sidelined``)."""
         try:
-            fd = os.open(_JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir)
+            info = os.stat(_JOURNAL, dir_fd=self._dir, follow_symlinks=False)
+            data = b""  # a link, a folder, a pipe: nothing that we wrote
+            if stat.S_ISREG(info.st_mode):
+                fd = os.open(_JOURNAL, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._dir)
+                with os.fdopen(fd, "rb") as file:
+                    data = file.read(_MAX_BYTES + 1)
+            entry = _parse(data)
+            if entry is None:
+                self._put_aside()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise HostError(f"cannot read the journal in {self.path}: {error.strerror}") from error
-        with os.fdopen(fd, "rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        entry = _parse(data)
-        if entry is None:
-            self._put_aside()
         return entry
 
     def _put_aside(self) -> None:
@@ -144,7 +151,8 @@ class StateDir:
                 os.rename(_JOURNAL, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)
                 self.sidelined = name
                 return
-        os.unlink(_JOURNAL, dir_fd=self._dir)
+        os.replace(_JOURNAL, name, src_dir_fd=self._dir, dst_dir_fd=self._dir)  # the newest one is worth keeping
+        self.sidelined = name
 
     def clear(self) -> None:
         """Forget the journal: the host is as it was found."""
@@ -153,6 +161,8 @@ class StateDir:
             os.fsync(self._dir)
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise HostError(f"cannot remove the journal in {self.path}: {error.strerror}") from error
 
 
 def _parse(data: bytes) -> Entry | None:

@@ -112,7 +112,6 @@ class ControlLoop:
         self._stage = np.zeros(len(STAGES), np.int64)
         self._absent = np.zeros(n, np.int64)
         self._waiting = np.zeros(n, np.int64)
-        self._last_sample_ns = 0
         self._verify_at = self._number = 0
         per_tick = -(-n // max(self.options.verify_ticks - 1, 1)) if n else 0
         self._verify_rows = [np.arange(i, min(i + per_tick, n)) for i in range(0, n, max(per_tick, 1))]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections import deque
@@ -108,8 +110,9 @@ class MigrationHook:
         argv = self.config.argv(uuid=self.uuids[vm], reason=text)
         try:
             process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True
-            )
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, close_fds=True,
+                process_group=0,
+            )  # fmt: skip
         except OSError as error:
             self.report("migrate-failed", vm, f"{argv[0]}: {error.strerror}")
             return
@@ -126,9 +129,10 @@ class MigrationHook:
         for run in self._running:
             code = run.process.poll()
             if code is None and (kill or time.monotonic() > run.until):
-                run.process.kill()
+                os.killpg(run.process.pid, signal.SIGKILL)  # not yet waited for, so the group is still this one
                 run.process.wait()
-                self.report("migrate-failed", run.vm, f"not done within {self.config.deadline_s:g} s, ended")
+                why = "the run is over" if kill else f"not done within {self.config.deadline_s:g} s"
+                self.report("migrate-failed", run.vm, f"{why}, ended")
             elif code is None:
                 left.append(run)
             else:

@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -120,8 +121,9 @@ class Recorder:
             "--slots", str(slots), "--vms", str(n),
         ]  # fmt: skip
         self._process = subprocess.Popen(
-            argv, pass_fds=(self._fd, alive), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+            argv, pass_fds=(self._fd, alive), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            process_group=0,  # Ctrl-C ends the loop, and the loop ends the recorder
+        )  # fmt: skip
         os.close(alive)
         if self._process.stdin is None:
             raise HostError("the recorder's process has no standard input")
@@ -173,6 +175,7 @@ def main() -> int:
     for name in ("ring", "alive", "slots", "vms"):
         parser.add_argument(f"--{name}", type=int, required=True)
     a = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a service manager tells every process; ours ends with the loop
     metadata = json.load(sys.stdin)
     memory = mmap.mmap(a.ring, Ring.bytes_for(a.slots, a.vms))
     try:

@@ -18,7 +18,8 @@ import numpy as np
 
 from foreshare.envs.hal import Hal, Host
 from foreshare.envs.hal.plan import build_plan
-from foreshare.policies.decide import decide_tick
+from foreshare.envs.hal.virtual import VirtualClock
+from foreshare.policies.decide import DecideOptions, decide_tick
 from foreshare.policies.errors import HostError
 from foreshare.policies.host import FloatArray, Placement
 from foreshare.policies.reading import Reading
@@ -29,6 +30,8 @@ from .journal import StateDir
 from .loop import ControlLoop, LoopOptions, Observer
 from .observers import LogObserver, MigrationHook, describe_run
 from .runlog import RunLog
+
+_NO_BUDGET_NS = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,14 @@ def open_hal(choice: HalChoice) -> Hal:
             raise HostError("--hal replay needs --trace DIR, a recording made by foreshare record")
         return ReplayHal(choice.trace)
     raise HostError(f"no HAL named {choice.hal!r}; there are simulated, linux and replay")
+
+
+def decide_options(hal: Hal) -> DecideOptions:
+    """Return how to decide on ``hal``: where time is virtual, a policy cannot be late.
+
+    How long this machine took would else decide who decides, and the same seed would not give the same run.
+    """
+    return DecideOptions(policy_budget_ns=_NO_BUDGET_NS) if isinstance(hal.clock, VirtualClock) else DecideOptions()
 
 
 @contextmanager
@@ -124,9 +135,11 @@ class Session:
 
     def _run(self, hal: Hal, state: StateDir | None) -> Outcome:
         host = Host(hal.topology, hal.vms)
-        mind = make_mind(self.policy, host)
+        mind = make_mind(self.policy, host, decide_options(hal))
         options = self.options or LoopOptions(tick_ns=round(self.choice.tick_ms * 1e6))
         loop = ControlLoop(hal, mind, options)
+        if self.choice.config is not None and self.choice.config.migrate is not None:
+            loop.meter.migrate_after_ns = round(self.choice.config.migrate.after_s * 1e9)
         facts = describe_run(
             hal, host, policy=self.policy, tick_ms=self.choice.tick_ms,
             scenario=self.choice.scenario if hal.name == "simulated" else "", seed=self.choice.seed,
@@ -229,7 +242,7 @@ def dry_run(choice: HalChoice, policy: str) -> list[str]:
     hal = open_hal(replace(choice, read_only=True))
     try:
         host = Host(hal.topology, hal.vms)
-        mind = make_mind(policy, host)
+        mind = make_mind(policy, host, decide_options(hal))
         held = Placement.empty(len(host), host.topology.cpus)
         hal.read_back(held)
         mind.adopt(held)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
+
+from foreshare.policies.errors import ForeshareError
 
 _VERBS = {
     "run": "partition a host: simulated, recorded or real",
@@ -46,7 +49,30 @@ def make_parser(verb: str | None) -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code: 0 done, 1 the answer is no, 2 the input or the host is wrong."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            code = _run(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit:  # argparse, after --help or an error: what it printed must get out as well
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return code
+    except ForeshareError as error:
+        return _wrong(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("foreshare: interrupted\n")
+        return 130
+    except OSError as error:
+        gone = isinstance(error, BrokenPipeError) and _reader_is_gone()
+        # What is still buffered for stdout can go nowhere; the interpreter would complain about it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if gone:
+            return DONE  # the reader has seen enough (| head)
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        return _wrong(f"{where}{error.strerror or error}")
+
+
+def _run(arguments: list[str]) -> int:
     verb = next((a for a in arguments if a in _VERBS), None)
     parser = make_parser(verb)
     args = parser.parse_args(arguments)
@@ -58,19 +84,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.verb is None:
         parser.print_help()
         return WRONG_INPUT
-    from foreshare.policies.errors import ForeshareError
+    return int(importlib.import_module(f"foreshare.runtime.cli.{args.verb}").execute(args))
 
-    try:
-        return int(importlib.import_module(f"foreshare.runtime.cli.{args.verb}").execute(args))
-    except ForeshareError as error:
-        sys.stderr.write(f"foreshare: {' '.join(str(error).split())}\n")
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        sys.stderr.write("foreshare: interrupted\n")
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return DONE
+
+def _wrong(text: str) -> int:
+    sys.stderr.write(f"foreshare: {' '.join(text.split())}\n")
+    return WRONG_INPUT
+
+
+def _reader_is_gone() -> bool:
+    """Return whether stdout is a pipe that nobody reads any more (POLLERR in poll(2)), so that it is what broke."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,11 @@ def execute(args: argparse.Namespace) -> int:
 
 
 def read_choice(args: argparse.Namespace) -> tuple[Config | None, HalChoice]:
-    """Return the configuration, if one is named, and which host to open."""
+    """Return the configuration, if one is named, and which host to open. Raises InputError for what does not fit."""
+    if args.trace is not None and args.hal != "replay":
+        raise InputError(f"--trace is played back by --hal replay (the HAL is {args.hal})")
+    if args.vms is not None and args.hal != "simulated":
+        raise InputError(f"--vms is for the simulated host; the HAL is {args.hal}, which says itself what VMs it has")
     config = None
     if args.config:
         config = load_config(args.config, policies=frozenset(POLICIES), need_cgroups=args.hal == "linux")
@@ -136,6 +141,10 @@ def _check_report(path: Path | None) -> None:
         raise HostError(why)
     if not path.parent.is_dir():
         raise InputError(f"--report {path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise InputError(f"--report {path}: is a folder; name a file")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"--report {path}: no permission to write it")
 
 
 def write_report(log: RunLog, path: Path, baseline: RunLog | None) -> None:

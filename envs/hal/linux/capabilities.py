@@ -107,7 +107,7 @@ def _io(h: Hierarchies, roots: Roots, io: Sequence[IoDevice], cgroups: Sequence[
         why = _no_controller(h, roots, "io")
         return Capability(measure=False, move=False, interface="", unit="", units=0, why_not=why)
     how = f"cgroup v{mount.version} " + ("blkio.throttle" if mount.version == 1 else "io.max")
-    why = "" if io else "no IO device is configured: name one with its bandwidth (device and bandwidth_bytes)"
+    why = "" if io else "no IO device is configured: name one with its bandwidth ([host] io in the configuration)"
     for device in io:
         try:
             device.number(roots)

@@ -25,7 +25,10 @@ def read_text(path: str) -> str | None:
     except OSError:
         return None
     try:
-        return os.read(fd, 1 << 16).decode("utf-8", "replace").strip()
+        parts = []
+        while part := os.read(fd, 1 << 16):  # seq_file gives about a page at a time, however much is asked for
+            parts.append(part)
+        return b"".join(parts).decode("utf-8", "replace").strip()
     except OSError:
         return None
     finally:
