@@ -77,9 +77,7 @@ class Mind:
             Placement.empty(n, host.topology.cpus), True, "", np.zeros((n, R), bool), np.zeros(n, bool),
             self.request, self.forecast,
         )  # fmt: skip
-        self._shown = Request(self.request.ask.view(), self.request.need.view())
-        for array in (self._shown.ask, self._shown.need):
-            array.setflags(write=False)  # a policy that writes into what it is asked must not reach guard and fallback
+        self._shown = self.request.read_only()  # a policy that writes into it must not reach guard and fallback
         self.held: IntArray = host.reservation.copy()
         """(N, R) what was decided last."""
         self._fixed = host.vms.isolation == Isolation.SECURITY
@@ -115,14 +113,25 @@ def decide_tick(mind: Mind, reading: Reading) -> Decision:
     Never raises for what a policy does: whatever it raises, or answers in a shape or with values that are no
     allocation, costs it the tick, which the priority sort then decides.
     """
-    host, now, out = mind.host, mind.clock_ns, mind.decision
-    start = now()
+    forecast_tick(mind, reading)
+    return conclude_tick(mind)
+
+
+def forecast_tick(mind: Mind, reading: Reading) -> Request:
+    """Do the first half of a tick: take in a reading, return what the VMs ask. Policies see no more than this."""
+    host, start = mind.host, mind.clock_ns()
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading.present, mind.options.headroom, mind.request)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
         mind.request.ask[mind._fixed] = host.reservation[mind._fixed]
-    forecast_done = now()
+    mind.stage_ns[0] = mind.clock_ns() - start
+    return mind.request
 
+
+def conclude_tick(mind: Mind) -> Decision:
+    """Do the second half of a tick: policy or fallback, guard, placement."""
+    host, now, out = mind.host, mind.clock_ns, mind.decision
+    start = now()
     proposal, out.fault = _ask_policy(mind)
     out.by_policy = proposal is not None
     out.throttled[:] = False
@@ -145,9 +154,7 @@ def decide_tick(mind: Mind, reading: Reading) -> Decision:
 
     mind.placer.place(units, out.placement)
     done = now()
-    mind.stage_ns[:] = (
-        forecast_done - start, decide_done - forecast_done, guard_done - decide_done, done - guard_done,
-    )  # fmt: skip
+    mind.stage_ns[1:] = decide_done - start, guard_done - decide_done, done - guard_done
     mind.tick += 1
     return out
 

@@ -6,7 +6,7 @@ value is raised by ``PROBE`` so that a throttled VM is found out in a few ticks 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -25,6 +25,22 @@ class Forecast:
 
     mean: FloatArray
     upper: FloatArray
+    clearing: FloatArray = field(default_factory=lambda: np.zeros((0, R)))
+    """(N, R) units on top of demand that clear the backlog in time; 0 from forecasters that do not look at it."""
+    usage: FloatArray = field(default_factory=lambda: np.zeros((0, R)))
+    """(N, R) units used in the tick just done, the last known where missing; 0 from forecasters that do not tell."""
+    backlog: FloatArray = field(default_factory=lambda: np.zeros((0, R)))
+    """(N, R) unit-ticks of work queued now; 0 from forecasters that do not look at it."""
+    delay_ticks: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """(N,) queueing delay now, ticks; 0 from forecasters that do not look at it."""
+
+    def __post_init__(self) -> None:
+        n = len(self.mean)
+        for name in ("clearing", "usage", "backlog"):
+            if getattr(self, name).shape != (n, R):
+                setattr(self, name, np.zeros((n, R)))
+        if self.delay_ticks.shape != (n,):
+            self.delay_ticks = np.zeros(n)
 
     @classmethod
     def empty(cls, n: int) -> Forecast:
@@ -96,7 +112,11 @@ class Ewma:
 
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`Forecaster`."""
-        seen, gap, gain = observed_demand(reading, self._seen), self._gap, self._gain
+        self.learn(observed_demand(reading, self._seen), into)
+
+    def learn(self, seen: FloatArray, into: Forecast) -> None:
+        """Take in demand (N, R), NaN where unknown, and fill mean and upper of ``into``. Fills the gaps of ``seen``."""
+        gap, gain = self._gap, self._gain
         missing = ~np.isfinite(seen)  # no counter counts to infinity
         any_missing = bool(missing.any())
         if any_missing:

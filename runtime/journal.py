@@ -135,14 +135,15 @@ class StateDir:
                     data = file.read(_MAX_BYTES + 1)
             entry = _parse(data)
             if entry is None:
-                self._put_aside()
+                self.put_aside()
         except FileNotFoundError:
             return None
         except OSError as error:
             raise HostError(f"cannot read the journal in {self.path}: {error.strerror}") from error
         return entry
 
-    def _put_aside(self) -> None:
+    def put_aside(self) -> None:
+        """Keep the journal under another name (``sidelined``), where nobody goes on from it."""
         for number in range(1000):
             name = f"journal.corrupt-{number}"
             try:

@@ -176,7 +176,9 @@ class ControlLoop:
         receipt = self._receipt
         receipt.clear()
         if len(plan):
-            self.hal.apply(plan, self.hal.clock.now_ns() + self.options.apply_budget_ns, receipt)
+            # The first plan leads out of whatever was found: it is written whole, however long that takes.
+            deadline = self.hal.clock.now_ns() + self.options.apply_budget_ns if self._number else 0
+            self.hal.apply(plan, deadline, receipt)
             advance(self._held, plan, receipt, decision.placement, self.host)
         applied = now()
 

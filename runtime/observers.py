@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,7 +130,9 @@ class MigrationHook:
         for run in self._running:
             code = run.process.poll()
             if code is None and (kill or time.monotonic() > run.until):
-                os.killpg(run.process.pid, signal.SIGKILL)  # not yet waited for, so the group is still this one
+                with suppress(ProcessLookupError):  # it may have left the group that it was started in
+                    os.killpg(run.process.pid, signal.SIGKILL)  # not yet waited for, so the number is still its own
+                run.process.kill()
                 run.process.wait()
                 why = "the run is over" if kill else f"not done within {self.config.deadline_s:g} s"
                 self.report("migrate-failed", run.vm, f"{why}, ended")

@@ -7,7 +7,7 @@ journal is still there, and the next start goes on from it.
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from foreshare.envs.hal import Hal, Host
 from foreshare.envs.hal.plan import build_plan
 from foreshare.envs.hal.virtual import VirtualClock
 from foreshare.policies.decide import DecideOptions, decide_tick
-from foreshare.policies.errors import HostError
+from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.host import FloatArray, Placement
 from foreshare.policies.reading import Reading
 from foreshare.policies.registry import make_mind
@@ -31,6 +31,8 @@ from .loop import ControlLoop, LoopOptions, Observer
 from .observers import LogObserver, MigrationHook, describe_run
 from .runlog import RunLog
 
+POLICY_SHARE = 0.06
+"""Of a tick: what a policy may take before it loses the tick to the priority sort; 0.6 ms of 10."""
 _NO_BUDGET_NS = 1 << 62
 
 
@@ -73,24 +75,30 @@ def open_hal(choice: HalChoice) -> Hal:
     raise HostError(f"no HAL named {choice.hal!r}; there are simulated, linux and replay")
 
 
-def decide_options(hal: Hal) -> DecideOptions:
+def decide_options(hal: Hal, tick_ms: float) -> DecideOptions:
     """Return how to decide on ``hal``: where time is virtual, a policy cannot be late.
 
     How long this machine took would else decide who decides, and the same seed would not give the same run.
     """
-    return DecideOptions(policy_budget_ns=_NO_BUDGET_NS) if isinstance(hal.clock, VirtualClock) else DecideOptions()
+    if isinstance(hal.clock, VirtualClock):
+        return DecideOptions(policy_budget_ns=_NO_BUDGET_NS)
+    return DecideOptions(policy_budget_ns=round(POLICY_SHARE * tick_ms * 1e6))
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """Within this, SIGINT and SIGTERM ask for an orderly end; yields the function that says whether one came."""
+    """Within this, SIGINT, SIGTERM and SIGHUP ask for an orderly end; yields the function that says if one came.
+
+    A signal that whoever started us had ignored (nohup, a shell's background job) stays ignored.
+    """
     stopped = False
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal stopped
         stopped = True
 
-    before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    heeded = [s for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) != signal.SIG_IGN]
+    before = {s: signal.signal(s, ask) for s in heeded}
     try:
         yield lambda: stopped
     finally:
@@ -135,7 +143,7 @@ class Session:
 
     def _run(self, hal: Hal, state: StateDir | None) -> Outcome:
         host = Host(hal.topology, hal.vms)
-        mind = make_mind(self.policy, host, decide_options(hal))
+        mind = make_mind(self.policy, host, decide_options(hal, self.choice.tick_ms))
         options = self.options or LoopOptions(tick_ns=round(self.choice.tick_ms * 1e6))
         loop = ControlLoop(hal, mind, options)
         if self.choice.config is not None and self.choice.config.migrate is not None:
@@ -194,7 +202,27 @@ def _claim(hal: Hal, state: StateDir | None) -> list[str]:
     if entry is not None and entry.same_boot and entry.hal == hal.name:
         previous = entry.originals
         notes.append("an earlier run did not end in good order; going on from its journal")
-    hal.claim(lambda originals: state.write(hal.name, originals), previous)
+    written = False
+
+    def remember(originals: Mapping[str, object]) -> None:
+        nonlocal written
+        state.write(hal.name, originals)
+        written = True
+
+    try:
+        hal.claim(remember, previous)
+    except HostError:
+        if written:  # refused after its first write, which was undone: there is nothing left to put back
+            state.clear()
+        raise
+    except InputError:
+        if previous is None:
+            raise
+        state.put_aside()  # whole, but in no form that this version knows
+        notes[-1] = (
+            f"the journal is of another version and was put aside as {state.sidelined}; taking the host as it is"
+        )
+        hal.claim(remember)
     return notes
 
 
@@ -242,7 +270,7 @@ def dry_run(choice: HalChoice, policy: str) -> list[str]:
     hal = open_hal(replace(choice, read_only=True))
     try:
         host = Host(hal.topology, hal.vms)
-        mind = make_mind(policy, host, decide_options(hal))
+        mind = make_mind(policy, host, decide_options(hal, choice.tick_ms))
         held = Placement.empty(len(host), host.topology.cpus)
         hal.read_back(held)
         mind.adopt(held)

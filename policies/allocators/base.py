@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,27 @@ class Request:
 
     ask: FloatArray
     need: FloatArray
+    usage: FloatArray = field(default_factory=lambda: np.zeros((0, R)))
+    """(N, R) units used in the tick just done; 0 where the forecaster does not tell."""
+    backlog: FloatArray = field(default_factory=lambda: np.zeros((0, R)))
+    """(N, R) unit-ticks of work queued now; 0 where the forecaster does not look at it."""
+    delay_ticks: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """(N,) queueing delay now, ticks: the nearest that a host can see of latency."""
+
+    def __post_init__(self) -> None:
+        n = len(self.ask)
+        for name in ("usage", "backlog"):
+            if getattr(self, name).shape != (n, R):
+                setattr(self, name, np.zeros((n, R)))
+        if self.delay_ticks.shape != (n,):
+            self.delay_ticks = np.zeros(n)
+
+    def read_only(self) -> Request:
+        """Return views that cannot be written to, for who is asked but not trusted."""
+        views = [a.view() for a in (self.ask, self.need, self.usage, self.backlog, self.delay_ticks)]
+        for view in views:
+            view.setflags(write=False)
+        return Request(*views)
 
     @classmethod
     def empty(cls, n: int) -> Request:
@@ -31,8 +52,12 @@ class Request:
 def make_request(forecast: Forecast, host: Host, present: BoolArray, headroom: float, into: Request) -> None:
     """Turn a forecast into a request within each VM's bounds. VMs that are not there ask for their floor."""
     np.multiply(forecast.upper, headroom, out=into.ask)
+    into.ask += forecast.clearing
     np.clip(into.ask, host.floor, host.cap, out=into.ask)
     np.clip(forecast.mean, host.floor, host.cap, out=into.need)
+    into.usage[:] = forecast.usage
+    into.backlog[:] = forecast.backlog
+    into.delay_ticks[:] = forecast.delay_ticks
     if not present.all():
         gone = ~present
         into.ask[gone] = host.floor[gone]

@@ -75,7 +75,7 @@ def execute(args: argparse.Namespace) -> int:
         state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()),
     )  # fmt: skip
     outcome = _shown(session, args, ticks * choice.tick_ms * 1e-3)
-    other = _baseline(session, baseline) if baseline != "none" else None
+    other = _baseline(session, baseline, outcome.log.summary["ticks"]) if baseline != "none" else None
     for note in outcome.notes:
         sys.stderr.write(f"foreshare: {note}\n")
     if args.report:
@@ -127,8 +127,13 @@ def _shown(session: Session, args: argparse.Namespace, seconds: float) -> Outcom
         return session.run()
 
 
-def _baseline(session: Session, policy: str) -> RunLog:
-    return replace(session, policy=policy, watchers=None).run().log
+def _baseline(session: Session, policy: str, ticks: int) -> RunLog | None:
+    """Run the other policy for as many ticks as there were; None if none, or somebody would not wait."""
+    if not ticks:
+        return None
+    with stop_on_signals() as stop:
+        log = replace(session, policy=policy, ticks=ticks, stop=stop, watchers=None).run().log
+        return None if stop() else log
 
 
 def _check_report(path: Path | None) -> None:

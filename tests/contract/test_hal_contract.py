@@ -6,6 +6,8 @@ is shared, with ``vanish(row)`` making a VM disappear (None where nothing can).
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,17 @@ import numpy as np
 import pytest
 
 from foreshare.envs.hal import Control, Hal, Plan, Receipt
+from foreshare.envs.hal.linux.cgroups import find_hierarchies
+from foreshare.envs.hal.linux.hal import LinuxHal
+from foreshare.envs.hal.linux.roots import Roots
+from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
+from foreshare.envs.hal.linux.temporary import temporary_cgroups
 from foreshare.envs.hal.recording import RecordingWriter, recording_metadata
 from foreshare.envs.hal.replay import ReplayHal
 from foreshare.envs.hal.simulated import SimulatedHal
+from foreshare.envs.hal.spec import VmSpec
 from foreshare.envs.simulator.scenario import load_scenario
+from foreshare.policies.errors import HostError
 from foreshare.policies.host import RESOURCES, Host, Isolation, Placement, Resource
 from foreshare.policies.reading import Quality, Reading
 
@@ -29,6 +38,7 @@ GONE_AT = 6
 class Backend:
     hal: Hal
     vanish: Callable[[int], None] | None
+    clean_up: Callable[[], object] = lambda: None
 
     def tick(self) -> None:
         self.hal.clock.sleep_until(self.hal.clock.now_ns() + TICK_NS)
@@ -67,14 +77,47 @@ def replay(folder: Path) -> Backend:
     return Backend(hal, vanish)
 
 
-BACKENDS = {"simulated": simulated, "replay": replay}
+def linux(folder: Path) -> Backend:
+    if os.geteuid() != 0 or (os.cpu_count() or 1) < 2:
+        pytest.skip("needs root to make cgroups, and two CPUs")
+    stack = contextlib.ExitStack()
+    try:
+        paths = stack.enter_context(temporary_cgroups(4))
+    except (HostError, OSError) as error:
+        pytest.skip(f"cgroups cannot be made here: {error}")
+    apart = [Isolation.ISOLATED if i == 1 else Isolation.SHARED for i in range(len(paths))]
+    vms = tuple(VmSpec(name=p, cgroup=p, isolation=a) for p, a in zip(paths, apart, strict=True))
+    disks = sorted(d for d in os.listdir("/sys/block") if d.startswith(("vd", "sd", "nvme", "xvd")))
+    number = [(Path("/sys/block") / d / "dev").read_text().strip() for d in disks[:1]]
+    try:
+        hal = LinuxHal(LinuxSpec(vms=vms, io=tuple(IoDevice(device=n, bandwidth_bytes=1e9) for n in number)))
+    except BaseException:
+        stack.close()
+        raise
+
+    def vanish(row: int) -> None:
+        for mount in {m.path for m in find_hierarchies(Roots()).controllers.values()}:
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(f"{mount}/{paths[row]}")
+
+    return Backend(hal, vanish, stack.close)
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+BACKENDS = {"simulated": simulated, "replay": replay, "linux": linux}
+
+
+def params() -> list[object]:
+    return [pytest.param(b, marks=[pytest.mark.linux_cgroup] if b == "linux" else []) for b in sorted(BACKENDS)]
+
+
+@pytest.fixture(params=params())
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     b = BACKENDS[request.param](tmp_path)
-    yield b
-    b.hal.close()
+    try:
+        yield b
+        b.hal.close()
+    finally:
+        b.clean_up()
 
 
 def claim(hal: Hal) -> list[dict[str, object]]:

@@ -192,3 +192,43 @@ def test_temporary_cgroups_leave_nothing() -> None:
     end(process)
     assert sorted(p.name for p in root().iterdir()) == names
     assert control.read_text() == before
+
+
+def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Path) -> None:
+    """`foreshare run` on real cgroups v2: an isolated VM beside a shared one; afterwards both may run anywhere again.
+
+    The kernel refuses to empty a cpuset with threads in it, so that "as the parent" becomes the parent's CPUs.
+    """
+    spinners = [spin(group) for group in groups]
+    before = [state(group) for group in groups]
+    everywhere = (root() / "cpuset.cpus.effective").read_text().strip()
+    config = tmp_path / "host.toml"
+    config.write_text(
+        f'[host]\nstate_dir = "{tmp_path}/state"\n'
+        f'[[vm]]\nname = "alone"\ncgroup = "{groups[0]}"\nisolation = "isolated"\nreservation = {{ cpu = 2 }}\n'
+        f'[[vm]]\nname = "other"\ncgroup = "{groups[1]}"\n'
+    )
+    program = [Path(sys.executable).parent / "foreshare", "run", "--hal", "linux", "--config", config, "--json"]
+    seen: set[str] = set()
+    try:
+        run = subprocess.Popen([*program, "--ticks", "40", "--tick-ms", "50"], stdout=subprocess.PIPE, text=True)
+        while run.poll() is None:
+            seen.add((root() / groups[0] / "cpuset.cpus").read_text().strip())
+            time.sleep(0.02)
+        assert run.stdout is not None
+        with run.stdout as out:
+            figures = json.load(out)
+        assert run.returncode == 0
+        assert figures["restored"] is True
+        assert figures["ticks"] + figures["missed_ticks"] >= 40
+        assert any(value in seen for value in ("0-1", "2-3", "4-5", "6-7")), "never had a core of its own"
+        for group, was in zip(groups, before, strict=True):
+            now = state(group)
+            assert now.pop("cpuset.cpus") in (was.pop("cpuset.cpus"), everywhere)
+            assert now == was
+    finally:
+        for process in spinners:
+            process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()

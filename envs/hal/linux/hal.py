@@ -7,6 +7,7 @@ its controls to :class:`~foreshare.envs.hal.linux.actuation.Writer` and its item
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource as rlimits
 from collections.abc import Callable, Mapping
@@ -134,12 +135,15 @@ class LinuxHal:
     ) -> None:
         """Remember every value that may be written, then set what stays. Raises HostError; nothing is half-claimed.
 
+        Where even undoing it was refused, it raises HalError: what was remembered is still needed.
+
         ``previous``: what a process that was killed had remembered; its values are the originals.
         """
         if self._read_only:
             raise HostError("this host was opened for reading only")
         if self._claimed:
             return
+        self._lease()
         held = claim.Held(
             self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us
         )  # fmt: skip
@@ -164,9 +168,10 @@ class LinuxHal:
         except (OSError, HostError) as error:
             report = restore(doc, self._roots)
             self._doc = None
-            also = f"; and could not be put back: {report.failed[0]}" if report.failed else ""
             text = str(error) if isinstance(error, HostError) else _while_opening(error)
-            raise HostError(f"cannot take hold of the host: {text}{also}") from error
+            if report.failed:
+                raise HalError("take", "host", errno.EIO, f"{text}; and then: {report.failed[0]}") from error
+            raise HostError(f"cannot take hold of the host: {text}") from error
         self._claimed = True
 
     def describe(self, plan: Plan) -> list[str]:
@@ -213,6 +218,20 @@ class LinuxHal:
         threads = VmThreads(self._roots, controls.cpu, confined=not use_cpuset)
         self._threads.append(threads)
         threads.scan()
+
+    def _lease(self) -> None:
+        """Lock the VMs' cgroup directories (flock), for as long as they are open here.
+
+        The runtime has a lease of its own, but two that keep their state in different places would not meet there.
+        """
+        for vm in self._controls:
+            try:
+                fcntl.flock(vm.cpu.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise HostError(f"another foreshare manages the cgroup {vm.cgroup}") from error
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOLCK):
+                    raise HostError(_while_opening(error)) from error
 
     def _check_cpuset(self, vm: VmSpec, controls: VmControls) -> None:
         top = controls.cpuset_tree[0]

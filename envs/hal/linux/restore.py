@@ -219,14 +219,19 @@ def _write_set(group: Cgroup, name: str, ids: frozenset[int]) -> None:
     try:
         group.write(name, cpulist.form(ids).encode() + b"\n")
     except OSError as error:
-        # v1: a cpuset with threads in it cannot be empty. It was when we came, and got threads since: those need
-        # something, and the parent's is what they would have been given.
+        # A cpuset with threads in it cannot be made empty again (ENOSPC: validate_change() in kernel/cgroup/cpuset.c),
+        # not even in v2, where empty means "as the parent": write what the parent has, which means the same.
         if error.errno != errno.ENOSPC or ids:
             raise
         parent, _, _ = group.path.rpartition("/")
-        above = read_text(f"{group.mount.path}/{parent}/{name}" if parent else f"{group.mount.path}/{name}")
-        if above:
-            group.write(name, above.encode() + b"\n")
+        folder = f"{group.mount.path}/{parent}" if parent else group.mount.path
+        what = name.removeprefix("cpuset.")
+        for candidate in (name, f"{name}.effective", f"cpuset.effective_{what}"):
+            above = read_text(f"{folder}/{candidate}")
+            if above:
+                group.write(name, above.encode() + b"\n")
+                return
+        raise
 
 
 def _io(item: Item, hierarchies: Hierarchies, _: Roots) -> None:

@@ -1,0 +1,75 @@
+"""The forecast that backlog-aware policies are fed: an EWMA of estimated demand, and what clears the backlog in time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .estimate import EstimateOptions, Estimator
+from .forecast import Ewma, Forecast
+from .host import CACHE, FloatArray, Host, IntArray
+from .knobs import knob
+from .reading import Reading
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BacklogKnobs:
+    """What can be tuned about estimate, forecast and clearing."""
+
+    rise: float = knob(0.7, 0.3, 1)
+    """Gain of the EWMA when demand is above its level."""
+    fall: float = knob(0.4, 0.1, 0.9)
+    """Gain when it is below."""
+    error_gain: float = knob(0.1, 0.03, 0.3, log=True)
+    """Gain of the mean absolute error."""
+    margin: float = knob(1.5, 0, 3)
+    """Mean absolute errors asked for on top of the level."""
+    trend: float = knob(0.0, 0, 1)
+    """Share of the latest rise of demand that is expected to happen again."""
+    clear_ticks: float = knob(2.0, 1, 8, log=True)
+    """A backlog is to be gone after so many ticks."""
+    cache_gain: float = knob(0.2, 0.02, 0.5, log=True)
+    """How fast the claim on ways follows what is used: a way that moves is empty for a while."""
+    probe: float = knob(1.15, 1.02, 1.5)
+    """See :class:`~.estimate.EstimateOptions`."""
+
+
+class BacklogForecaster:
+    """Estimates demand and backlog, forecasts demand by :class:`~.forecast.Ewma`, adds ``backlog / clear_ticks``."""
+
+    def __init__(self, host: Host, knobs: BacklogKnobs | None = None) -> None:
+        self.knobs = k = knobs or BacklogKnobs()
+        self.estimator = Estimator(host, EstimateOptions(probe=k.probe))
+        self._ewma = Ewma(host, rise=k.rise, fall=k.fall, error_gain=k.error_gain, margin=k.margin)
+        self._ways: FloatArray = host.reservation[:, CACHE].astype(float)
+        self._seen = np.zeros(host.cap.shape)
+        self._before = np.full(host.cap.shape, np.nan)
+
+    def update(self, reading: Reading, into: Forecast) -> None:
+        """See :class:`~.forecast.Forecaster`."""
+        k, e = self.knobs, self.estimator
+        e.update(reading)
+        seen = self._seen
+        np.copyto(seen, e.demand)
+        self._ewma.learn(seen, into)
+        if k.trend:
+            step = np.fmax(e.demand - self._before, 0.0)
+            step *= k.trend
+            into.upper += step
+            np.copyto(self._before, e.demand)
+        self._ways += k.cache_gain * (seen[:, CACHE] - self._ways)
+        into.mean[:, CACHE] = into.upper[:, CACHE] = self._ways
+        np.multiply(e.backlog, 1.0 / k.clear_ticks, out=into.clearing)
+        np.copyto(into.backlog, e.backlog)
+        np.copyto(into.delay_ticks, e.delay_ticks)
+        np.copyto(into.usage, e.usage)
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """See :class:`~.forecast.Forecaster`."""
+        known = rows >= 0
+        self.estimator.rebind(host, rows)
+        self._ewma.rebind(host, rows)
+        ways, before = host.reservation[:, CACHE].astype(float), np.full(host.cap.shape, np.nan)
+        ways[known], before[known] = self._ways[rows[known]], self._before[rows[known]]
+        self._ways, self._before, self._seen = ways, before, np.zeros(host.cap.shape)

@@ -1,0 +1,175 @@
+"""True demand and the backlog now, for all VMs at once, from nothing but readings.
+
+A throttled VM shows its limit, not its demand. What it queues behind the limit is its **backlog**: requests that have
+arrived and are not done. With ``u`` (N, R) the usage of the tick, ``w`` (N, R) the work seen waiting (threads that
+waited for a CPU, requests held back in the block layer: ``demand_low - usage`` and ``wait_ns``), every equation is about
+one number for a VM, its work measured as ``Y(x) = sum_r x_r / capacity_r`` over CPU, memory and IO:
+
+- **Direction.** Requests in the queue are taken to need what the requests served in this tick needed, so a backlog that
+  is seen at one resource ``k`` stands in the same proportion at all: ``b_r = h u_r`` with ``h = w_k / u_k``, the backlog
+  in ticks of the present service. By Little's law (Operations Research 9(3), 1961) ``h`` is also the **queueing delay**
+  that the newest request will have, if service goes on as now.
+- **Exact.** Where ``w`` is below what can be seen of it (a VM has only so many threads that can wait, the block layer
+  holds back only so much), ``h`` is the whole backlog; a VM that neither waits nor stands at its limit has none.
+- **Ledger.** Where it is not (``w`` at its most, memory bandwidth at its limit: no queue to look at; a missing value),
+  work is conserved: ``Y(b) = max(Y(b') + Y(d) - Y(u), 0)``, ``b'`` the backlog before and ``d`` the last known demand,
+  at least ``probe`` times the usage where the limit hides everything. What is seen bounds it from below.
+- **Demand** is what arrived: ``Y(d) = Y(u) + Y(b) - Y(b')``, in the direction of ``u``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from .host import CACHE, CPU, IO, MEMORY, BoolArray, FloatArray, Host, IntArray, R
+from .reading import Quality, Reading
+
+_CENSORED = np.uint8(Quality.CENSORED)
+_MISSING = np.uint8(Quality.MISSING)
+_TINY = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EstimateOptions:
+    """How demand and backlog are told from readings."""
+
+    probe: float = 1.15
+    """A VM whose queue is hidden is taken to demand at least this multiple of what it uses."""
+    gain: float = 0.3
+    """How fast the level of demand that the ledger goes on with follows what is seen, per tick."""
+    hold: float = 1.0
+    """While a queue is hidden its VM is taken to demand at least this multiple of what it uses: nothing is seen to
+    shrink. A queue that does is known the moment it is empty."""
+    usual_gain: float = 0.02
+    """How fast a VM's usual demand follows what is seen, per tick."""
+    revert: float = 0.005
+    """How fast the level goes back to the usual demand while nothing is seen, per tick: no burst lasts for ever."""
+    seen_share: float = 0.95
+    """Waiting work from this share of the most that can be seen on is a lower bound."""
+    noise_share: float = 0.01
+    """Waiting work below this share of the usage is rounding."""
+    most_ticks: float = 200.0
+    """A backlog is never taken to be more than so many ticks of demand: what is not known must not grow for ever."""
+
+
+class Estimator:
+    """Demand and backlog from tick to tick. Buffers are reused: they change with the next :meth:`update`."""
+
+    def __init__(self, host: Host, options: EstimateOptions | None = None) -> None:
+        self.options = options or EstimateOptions()
+        n = len(host)
+        self._work = np.zeros(n)
+        self._level, self._usual = np.zeros(n), np.zeros(n)
+        self._sure = np.ones(n, bool)
+        self.usage: FloatArray = np.zeros((n, R))
+        """(N, R) units used in the tick; the last known where missing."""
+        self.demand: FloatArray = host.reservation.astype(float)
+        """(N, R) units that the requests which arrived in this tick need; cache: ways wanted."""
+        self.backlog: FloatArray = np.zeros((n, R))
+        """(N, R) unit-ticks of work queued at the end of the tick; cache 0."""
+        self.delay_ticks: FloatArray = np.zeros(n)
+        """(N,) queueing delay of the newest request at the present rate of service, ticks."""
+        self.known: BoolArray = np.zeros(n, bool)
+        """(N,) whether anything was ever heard of the VM."""
+        self._bind(host)
+
+    def _bind(self, host: Host) -> None:
+        n = len(host)
+        capacity = np.zeros((n, R))
+        for p in host.topology.pools:
+            here = (host.vms.zone == p.zone) | (p.zone < 0)
+            capacity[here, p.resource] = p.units
+        capacity[:, CACHE] = 0.0
+        self._scale = np.divide(1.0, capacity, out=np.zeros_like(capacity), where=capacity > 0)
+        self._cpu_per_ns = float(host.topology.units_per_cpu)
+        self._most_cpu = host.cap[:, CPU].astype(float)
+        self._floor = np.maximum(host.floor, _TINY) * 0.01
+        self._wait, self._ratio, self._scratch = np.zeros((n, R)), np.zeros((n, R)), np.zeros((n, R))
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1 for a new one."""
+        old, known = self, rows >= 0
+        fresh = Estimator(host, self.options)
+        for name in ("_work", "_level", "_usual", "_sure", "usage", "demand", "backlog", "delay_ticks", "known"):
+            getattr(fresh, name)[known] = getattr(old, name)[rows[known]]
+        self.__dict__.update(fresh.__dict__)
+
+    def update(self, reading: Reading) -> None:
+        """Take in one reading. Where it says nothing, demand stays and the ledger goes on."""
+        o, u, w, ratio = self.options, self.usage, self._wait, self._ratio
+        missing = ~np.isfinite(reading.usage)
+        any_missing = bool(missing.any())
+        np.copyto(u, reading.usage, where=~missing)
+        self._see_waiting(reading, u, w, missing if any_missing else None)
+        censored = (reading.quality & _CENSORED) != 0
+        np.maximum(u, self._floor, out=ratio)
+        np.divide(w, ratio, out=ratio)
+        seen = ratio.max(axis=1)
+        seen[seen < o.noise_share] = 0.0
+        hidden = censored[:, MEMORY] & (seen <= 0.0)
+        blind = self._blind(reading, w, u, censored)
+        unsure = hidden | blind
+        if any_missing:
+            unsure |= missing[:, (CPU, MEMORY, IO)].any(axis=1)
+
+        served = np.einsum("ij,ij->i", u, self._scale)
+        seen_work = seen * served
+        before = self._work
+        # A backlog that is known of explains why the limit is reached; without one, demand must be above usage.
+        arrived = np.maximum(self._level, served * np.where(hidden & (before <= 0.1 * served), o.probe, o.hold))
+        ledger = np.maximum(before + arrived - served, seen_work)
+        np.minimum(ledger, o.most_ticks * np.maximum(self._level, _TINY), out=ledger)
+        work = np.where(unsure, ledger, seen_work)
+        demand = np.maximum(served + work - before, 0.0)
+        # After a ledger the difference holds its error: demand is then no further from its level than from the usage.
+        loose = unsure | ~self._sure
+        if loose.any():
+            low, high = np.minimum(served, self._level), np.maximum(served * o.probe, self._level)
+            np.copyto(demand, np.clip(demand, low, high), where=loose)
+        new = ~self.known & ~missing.all(axis=1)
+        step = (demand - self._level) * o.gain
+        np.copyto(step, np.maximum(arrived - self._level, 0.0) + o.revert * (self._usual - self._level), where=unsure)
+        self._level += step
+        np.copyto(step, (demand - self._usual) * o.usual_gain)
+        step[unsure] = 0.0
+        self._usual += step
+        if new.any():
+            self._level[new] = self._usual[new] = demand[new]
+            self.known |= new
+        self._work, self._sure = work, ~unsure
+
+        np.maximum(served, _TINY, out=served)
+        np.divide(work, served, out=self.delay_ticks)
+        np.multiply(u, self.delay_ticks[:, None], out=self.backlog)
+        self.backlog[:, CACHE] = 0.0
+        cache = self.demand[:, CACHE]
+        np.copyto(cache, reading.usage[:, CACHE], where=~missing[:, CACHE])
+        np.multiply(cache, o.probe, out=cache, where=censored[:, CACHE] & ~missing[:, CACHE])
+        kept = cache.copy()
+        np.multiply(u, (demand / served)[:, None], out=self.demand)
+        self.demand[:, CACHE] = kept
+        if not self.known.all():
+            self.demand[~self.known] = np.nan
+
+    def _see_waiting(self, reading: Reading, u: FloatArray, w: FloatArray, missing: BoolArray | None) -> None:
+        """Fill ``w`` with the work seen waiting, unit-ticks."""
+        np.subtract(reading.demand_low, u, out=w)
+        if reading.dt_ns > 0:
+            waited = reading.wait_ns * (self._cpu_per_ns / reading.dt_ns)
+            np.minimum(waited, np.maximum(self._most_cpu - u[:, CPU], 0.0), out=waited)  # NaN stays, fmax drops it
+            np.fmax(w[:, CPU], waited, out=w[:, CPU])
+        np.fmax(w, 0.0, out=w)
+        w[:, CACHE] = 0.0
+        if missing is not None:
+            w[missing] = 0.0
+
+    def _blind(self, reading: Reading, w: FloatArray, u: FloatArray, censored: BoolArray) -> BoolArray:
+        """Return (N,) whose waiting work is as much as can be seen, so that there may be more."""
+        share = self.options.seen_share
+        # Usage is noisy and may lie below its limit while caches are cold: their sum is what tells.
+        cpu = (w[:, CPU] + u[:, CPU] >= share * self._most_cpu) & (censored[:, CPU] | (w[:, CPU] > 0.0))
+        io = (w[:, IO] >= share * reading.limit[:, IO]) & (censored[:, IO] | (w[:, IO] > 0.0))
+        out: BoolArray = cpu | io
+        return out
