@@ -26,7 +26,7 @@ from foreshare.envs.hal.simulated import SimulatedHal
 from foreshare.envs.simulator.lateness import weights_of
 from foreshare.envs.simulator.scenario import load_scenario
 from foreshare.policies.allocators.corrected import ACTIONS, LIMIT, Corrected
-from foreshare.policies.decide import DecideOptions, Mind, conclude_tick, forecast_tick
+from foreshare.policies.decide import DecideOptions, Decision, Mind, conclude_tick, forecast_tick
 from foreshare.policies.errors import InputError
 from foreshare.policies.features import Encoder, F, bounds
 from foreshare.policies.host import Placement
@@ -74,7 +74,7 @@ class PartitionEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start an episode: everybody at what triage gives with no history."""
+        """Start an episode: one tick passes, so that there is something to see."""
         super().reset(seed=seed)
         if self._make_hal is None:
             self.close()
@@ -100,8 +100,10 @@ class PartitionEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self._reading, self._receipt = Reading.empty(len(host)), Receipt()
         self._weight = weights_of(host.vms.priority)
         self._done = 0
+        hal.sample(self._reading)  # rates start from here
+        self._next_ns = hal.clock.now_ns() + self._tick_ns
+        hal.clock.sleep_until(self._next_ns)
         hal.sample(self._reading)
-        self._next_ns = hal.clock.now_ns()
         forecast_tick(self._mind, self._reading)
         return self._observe(), {}
 
@@ -129,6 +131,11 @@ class PartitionEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self._done += 1
         info = {"late": late, "moves": moves, "writes": len(plan), "by_policy": decision.by_policy}
         return self._observe(), -(late + moves), False, self._done >= self._ticks, info
+
+    @property
+    def decision(self) -> Decision:
+        """What the newest step decided; changes with the next one."""
+        return self._mind.decision
 
     def close(self) -> None:
         """Put the host back as it was found."""

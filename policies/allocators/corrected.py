@@ -35,4 +35,5 @@ class Corrected:
         if self.action is None or not self.action.any():
             return units
         total = np.clip(self.action[:, :1] + self.action[:, 1:], -LIMIT, LIMIT)
-        return np.rint(np.maximum(units, host.floor) * np.exp(total)).astype(np.int64)
+        corrected: IntArray = np.rint(np.maximum(units, host.floor) * np.exp(total)).astype(np.int64)
+        return corrected
