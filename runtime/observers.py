@@ -17,7 +17,7 @@ import numpy as np
 from foreshare.envs.hal import Hal
 from foreshare.policies.host import RESOURCES, FloatArray, Host, Isolation
 
-from .config_schema import MigrateConfig
+from .config.schema import MigrateConfig
 from .loop import Tick
 from .runlog import MAX_EVENTS, NOBODY, SEVERAL, Event, RunLog
 

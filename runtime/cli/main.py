@@ -18,6 +18,8 @@ _VERBS = {
     "record": "write the host's telemetry to Parquet",
     "restore": "put back what a killed run left behind",
     "bench": "measure foreshare itself",
+    "simulate": "run one simulated scenario and watch it",
+    "evaluate": "compare policies on a suite of scenarios",
 }
 DONE, ANSWER_IS_NO, WRONG_INPUT = 0, 1, 2
 

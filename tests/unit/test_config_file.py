@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from foreshare.envs.hal.spec import Amounts
 from foreshare.policies.errors import ConfigError
 from foreshare.policies.host import Isolation
-from foreshare.runtime import config as config_module
 from foreshare.runtime.config import MAX_BYTES, Config, describe_config, field_help, load_config, parse_config
-from foreshare.runtime.config_schema import AmountsConfig, HostConfig, IoDeviceConfig, MigrateConfig, VmConfig
+from foreshare.runtime.config import file as config_module
+from foreshare.runtime.config.schema import AmountsConfig, HostConfig, IoDeviceConfig, MigrateConfig, VmConfig
 
 FULL = """\
 [host]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreshare.runtime.toml_lines import MAX_DEPTH, TomlPath, TooDeepError, index_lines, locate
+from foreshare.runtime.config.toml_lines import MAX_DEPTH, TomlPath, TooDeepError, index_lines, locate
 
 DOCUMENT = """\
 # a comment with [brackets] and = signs

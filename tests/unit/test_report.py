@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.host import R
-from foreshare.runtime import report, report_figures
-from foreshare.runtime.report_page import PALETTE
-from foreshare.runtime.report_run import Run, vm_colours, vms_of_interest
+from foreshare.runtime import report
+from foreshare.runtime.report import figures, html
+from foreshare.runtime.report.page import PALETTE
+from foreshare.runtime.report.run import Run, vm_colours, vms_of_interest
 from foreshare.runtime.runlog import NOBODY, SEVERAL, STAGES, Event, RunLog
 
 VOID = {"meta", "input", "br", "img", "use", "path", "rect", "image", "line", "circle"}
@@ -262,13 +263,13 @@ def test_the_core_map_has_the_owners_colours():
     colours = np.array([[255, 0, 0, 255], [0, 0, 255, 255]], np.uint8)
     owner = np.array([[0, 1, NOBODY, SEVERAL]] * 4, np.int16)
     ids, zone = np.array([4, 5, 6, 7]), np.array([0, 0, 1, 1])
-    with report_figures.drawing():
-        svg = report_figures.core_map(np.arange(4.0), owner, colours, ids, zone)
+    with figures.drawing():
+        svg = figures.core_map(np.arange(4.0), owner, colours, ids, zone)
     data = re.search(r"base64,([^\"]+)", svg)
     assert data
     pixels = np.rint(imread(io.BytesIO(base64.b64decode(data.group(1)))) * 255).astype(int)
     column = [tuple(p) for p in pixels[:, 0]]
-    want = [(255, 0, 0, 255), (0, 0, 255, 255), (0, 0, 0, 0), report_figures.SEVERAL_RGBA]
+    want = [(255, 0, 0, 255), (0, 0, 255, 255), (0, 0, 0, 0), figures.SEVERAL_RGBA]
     assert column in (want, want[::-1])  # matplotlib may store it upside down and turn it in the transform
     assert [re.search(rf">{i}<", svg) is not None for i in ids] == [True] * 4
 
@@ -302,7 +303,7 @@ def test_the_palette_can_be_told_apart_by_the_colour_blind():
 @given(st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), min_size=1, max_size=400), st.integers(1, 50))
 def test_thinning_keeps_extremes_ends_and_gaps(values, buckets):
     y = np.array(values)
-    rows = report_figures.thin_rows(y, buckets)
+    rows = figures.thin_rows(y, buckets)
     assert len(rows) <= 2 * buckets + 2
     assert np.all(np.diff(rows) > 0)
     assert rows[0] == 0
@@ -318,7 +319,7 @@ coordinates = st.floats(-500, 500).map(lambda v: round(v, 6))
 @given(st.lists(st.tuples(coordinates, coordinates), min_size=2, max_size=60))
 def test_short_paths_are_the_same_paths(points):
     path = f"M {points[0][0]} {points[0][1]} " + " ".join(f"L {x} {y}" for x, y in points[1:]) + " z"
-    short = report_figures.shorter_path(path)
+    short = figures.shorter_path(path)
     assert short.endswith("z")
     x = y = 0.0
     got = []
@@ -338,12 +339,12 @@ def test_short_paths_are_the_same_paths(points):
 
 def test_curves_stay_as_they_are():
     path = "M 0 3 C 0.79 3 1.55 2.68 2.12 2.12 z"
-    assert report_figures.shorter_path(path) == path
+    assert figures.shorter_path(path) == path
 
 
 def test_without_matplotlib_there_is_one_clear_line(monkeypatch, tmp_path, capsys):
     make_log(rows=5).save(tmp_path / "log.npz")
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(html.importlib.util, "find_spec", lambda name: None)
     assert "pip install 'foreshare[report]'" in report.report_available()
     with pytest.raises(HostError, match="needs matplotlib"):
         report.write_report(make_log(rows=5), tmp_path / "out.html")

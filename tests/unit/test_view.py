@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from foreshare.policies.host import R
 from foreshare.runtime.runlog import NOBODY, SEVERAL, Event
 from foreshare.runtime.tables import TOLERANCE, number, policy_share_pct, printable, summary_rows, summary_table
-from foreshare.runtime.view import ENTER, LEAVE, LiveView, ProgressLine, Snapshot, open_view
-from foreshare.runtime.view_frame import Painter, bar, compact, plain
+from foreshare.runtime.view import LiveView, ProgressLine, Snapshot, open_view
+from foreshare.runtime.view.frame import Painter, bar, compact, plain
+from foreshare.runtime.view.live import ENTER, LEAVE
 
 HOSTILE = [
     "\x1b[2Jgone",
@@ -230,7 +231,7 @@ def test_the_screen_is_given_back_also_after_an_exception():
 
 def test_at_most_ten_frames_a_second(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr("foreshare.runtime.view.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("foreshare.runtime.view.live.time.monotonic", lambda: clock[0])
     stream = Terminal()
     frames = 0
     with LiveView(make_meta(), stream=stream, size=(80, 24)) as view:
@@ -300,7 +301,7 @@ def test_progress_lines_are_plain_and_few():
 
 def test_progress_without_an_end_speaks_every_few_seconds(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr("foreshare.runtime.view.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("foreshare.runtime.view.live.time.monotonic", lambda: clock[0])
     stream = io.StringIO()
     with ProgressLine(make_meta(), stream) as view:
         for k in range(2000):

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import RESOURCES, Isolation, R, Resource
+from foreshare.runtime.runlog import RunLog
+from foreshare.runtime.tables import TOLERANCE, nested, number
 
-from .report_page import PALETTE, esc, name
-from .runlog import RunLog
-from .tables import TOLERANCE, nested, number
+from .page import PALETTE, esc, name
 
 Floats = npt.NDArray[np.floating[Any]]
 

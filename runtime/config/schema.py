@@ -16,7 +16,7 @@ from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
 from foreshare.envs.hal.spec import MAX_VMS, Amounts, VmSpec
 from foreshare.policies.host import Isolation
 
-from .config_values import (
+from .values import (
     MAX_CPUS,
     MAX_NAME,
     Reader,

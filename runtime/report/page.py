@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Literal
 
-from .tables import printable
+from foreshare.runtime.tables import printable
 
 # Twenty colours that stay apart for people with normal, red-weak and green-weak sight, on light and on dark ground
 # (farthest-point search in OKLab under the dichromacy matrices of Machado et al., IEEE TVCG 15(6), 2009). The first

@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from foreshare.policies.errors import ForeshareError, HostError, InputError
+from foreshare.runtime.runlog import RunLog
 
-from . import report_figures as figures
-from . import report_sections as sections
-from .report_page import esc, page, section
-from .report_run import Run, vm_colours
-from .runlog import RunLog
+from . import figures, sections
+from .page import esc, page, section
+from .run import Run, vm_colours
 
 
 def report_available() -> str:
@@ -89,7 +88,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"foreshare: {e}\n")
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

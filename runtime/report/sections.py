@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.policies.host import Resource
+from foreshare.runtime.runlog import MAX_EVENTS, STAGES
+from foreshare.runtime.tables import NO_VALUE, amount, column_titles, nested, policy_share_pct, summary_rows
 
-from . import report_figures as figures
-from .report_page import PALETTE, esc, figure, keys, table, tabs, tile
-from .report_run import Floats, Run, vms_of_interest
-from .runlog import MAX_EVENTS, STAGES
-from .tables import NO_VALUE, amount, column_titles, nested, policy_share_pct, summary_rows
+from . import figures
+from .page import PALETTE, esc, figure, keys, table, tabs, tile
+from .run import Floats, Run, vms_of_interest
 
 MAX_LISTED_EVENTS = 200
 STAGE_COLOURS = [PALETTE[i] for i in (0, 1, 5, 9, 8, 6, 3)]

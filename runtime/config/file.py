@@ -33,7 +33,7 @@ from foreshare.envs.hal.linux.spec import LinuxSpec
 from foreshare.envs.hal.spec import Amounts, VmSpec
 from foreshare.policies.errors import ConfigError
 
-from .config_schema import (
+from .schema import (
     AmountsConfig,
     Document,
     HostConfig,
@@ -43,8 +43,8 @@ from .config_schema import (
     VmConfig,
     fill,
 )
-from .config_values import Refused, did_you_mean, shown
 from .toml_lines import TomlPath, TooDeepError, index_lines, nearest
+from .values import Refused, did_you_mean, shown
 
 MAX_BYTES: Final = 1 << 20
 """Largest file that is read."""

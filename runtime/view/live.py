@@ -11,20 +11,17 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-import numpy as np
-import numpy.typing as npt
+from foreshare.runtime.tables import amount, encodable, printable
 
-from .runlog import Event
-from .tables import amount, encodable, printable
+from .frame import Painter
+from .snapshot import Snapshot
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .view_frame import Painter
 
 REDRAW_S = 0.1
 LINE_EVERY_S = 5.0
@@ -33,34 +30,6 @@ ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
 LEAVE = "\x1b[0m\x1b[?25h\x1b[?1049l"
 DRAIN_S = 1.0
 """How long leaving waits for a terminal that does not read."""
-
-
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
-class Snapshot:
-    """The state of a run at one moment. Arrays are read at once and not kept; amounts are in units, NaN if unknown."""
-
-    t_s: float
-    """Host time since the start."""
-    seconds_total: float | None
-    """Host time that the run will take; None if it has no end."""
-    ticks: int
-    missed_ticks: int
-    by_policy: int
-    """Ticks that the policy decided."""
-    by_fallback: int
-    demand: npt.NDArray[Any]
-    usage: npt.NDArray[Any]
-    allocation: npt.NDArray[Any]
-    """(N, R) each."""
-    cpu_owner: npt.NDArray[Any]
-    """(C,) row of the one VM that may run on each managed CPU, NOBODY or SEVERAL."""
-    decision_p50_us: float
-    decision_p99_us: float
-    contentions: int
-    events: tuple[Event, ...] = ()
-    """The newest few, newest last."""
-    cpus: npt.NDArray[np.bool_] | None = None
-    """(N, C) whether each VM may run on each CPU; without it only CPUs that a VM has alone are listed."""
 
 
 class FrameWriter:
@@ -134,8 +103,6 @@ class LiveView:
 
     def __enter__(self) -> Self:
         from rich.console import Console
-
-        from .view_frame import Painter
 
         self._console = Console(
             file=self._stream, force_terminal=True, highlight=False, legacy_windows=False,

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .report_page import PALETTE, esc
-from .runlog import NOBODY, SEVERAL
-from .tables import printable
+from foreshare.runtime.runlog import NOBODY, SEVERAL
+from foreshare.runtime.tables import printable
+
+from .page import PALETTE, esc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

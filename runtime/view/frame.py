@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foreshare.policies.host import RESOURCES, Isolation, R, Resource
-
-from .report_page import PALETTE
-from .runlog import SEVERAL
-from .tables import TOLERANCE, amount, printable
+from foreshare.runtime.report.page import PALETTE
+from foreshare.runtime.runlog import SEVERAL
+from foreshare.runtime.tables import TOLERANCE, amount, printable
 
 if TYPE_CHECKING:
     from rich.segment import Segment, Segments
     from rich.style import Style
 
-    from .view import Snapshot
+    from .snapshot import Snapshot
 
 Line = list["Segment"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
