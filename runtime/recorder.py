@@ -34,6 +34,10 @@ _FIELDS: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 )  # fmt: skip
 
 
+RING_BYTES, MIN_SLOTS, MAX_SLOTS = 32 << 20, 64, 1024
+"""A ring holds about ten seconds of ticks, on very large hosts less: memory is the host's, not ours."""
+
+
 class Ring:
     """The shared memory: a header of counters, then one array for each field, shaped (slots, N, ...)."""
 
@@ -110,7 +114,8 @@ class Ring:
 class Recorder:
     """The loop's side: owns the ring and the recorder's process."""
 
-    def __init__(self, out: Path, n: int, metadata: dict[str, Any], *, slots: int = 1024) -> None:
+    def __init__(self, out: Path, n: int, metadata: dict[str, Any], *, slots: int | None = None) -> None:
+        slots = slots or min(max(RING_BYTES // max(Ring.bytes_for(1, n), 1), MIN_SLOTS), MAX_SLOTS)
         self._fd = os.memfd_create("foreshare-recorder", os.MFD_CLOEXEC)
         os.ftruncate(self._fd, Ring.bytes_for(slots, n))
         self.ring = Ring(mmap.mmap(self._fd, Ring.bytes_for(slots, n)), slots, n)

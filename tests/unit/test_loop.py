@@ -387,3 +387,15 @@ def test_the_simulated_host_runs_as_believed(scenario: str, policy: str) -> None
     hal.close()
     assert tuple(loop.latency.stages()) == STAGES
     assert all(v["p99"] > 0 for v in loop.latency.stages().values())
+
+
+def test_the_first_plan_is_written_whole() -> None:
+    """It leads out of whatever was found, so no budget cuts it: from then on every VM has what it is owed."""
+    host = Host(topology(), table(6))
+    hal = FakeHal(host, lambda tick: 9.0)
+    hal.write_ns = 700_000
+    loop = ControlLoop(hal, make_mind("forecast", host), LoopOptions(apply_budget_ns=1_000_000))
+    loop.run(1)
+    assert len(hal.plans[0]) > 2
+    assert loop.counts.deferred == 0
+    assert (hal.held.units[:, 0] >= host.reservation[:, 0]).all()

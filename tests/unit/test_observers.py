@@ -22,7 +22,7 @@ from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import make_mind
 from foreshare.runtime import observers, session
 from foreshare.runtime.config import load_config
-from foreshare.runtime.config_schema import MigrateConfig
+from foreshare.runtime.config.schema import MigrateConfig
 from foreshare.runtime.loop import ControlLoop, Observer, Tick
 from foreshare.runtime.meter import CALM_TICKS, LASTING_TICKS, Meter
 from foreshare.runtime.observers import LogObserver, MigrationHook, RecentEvents, cpu_owner, describe_run
