@@ -47,10 +47,12 @@ class SimulatedHal:
         model = self._simulator.model
         self._topology, self._vms = model.topology, model.vms
         self._held = HeldPlacement(self._topology, self._vms)
+        self._as_found = self._held.units.copy()
         self._realtime = realtime
         self._start_ns = time.monotonic_ns() if realtime else START_NS
         self.clock: Clock = MonotonicClock() if realtime else SteppingClock(self._simulator, START_NS)
         self._sampled_ns = 0
+        self._follow()
 
     @property
     def topology(self) -> Topology:
@@ -83,7 +85,7 @@ class SimulatedHal:
     def remove_vm(self, vm: int) -> None:
         """Let the VM in this row vanish, as if somebody had shut it down."""
         self._simulator.remove(0, vm)
-        self._held.present[vm] = False
+        self._follow()
 
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` with mean rates since the previous call."""
@@ -95,6 +97,7 @@ class SimulatedHal:
         reading.t_ns, first = now, not self._sampled_ns
         reading.dt_ns = 0 if first else now - self._sampled_ns
         self._sampled_ns = now
+        self._follow()
         np.copyto(reading.present, self._held.present)
         if self._simulator.counters.collect() and not first:
             self._simulator.counters.copy_to(reading, 0)
@@ -123,6 +126,7 @@ class SimulatedHal:
         now = self.clock.now_ns()
         if deadline_ns and now > deadline_ns:
             return
+        self._follow()
         self._held.apply(plan, receipt, now)
         if len(plan):
             self._command()
@@ -138,12 +142,24 @@ class SimulatedHal:
         self._held.reset()
         self._command()
 
+    def _follow(self) -> None:
+        """Note which VMs have come and gone. One that comes is as found: not limited, in the shared class."""
+        held, there = self._held, self._simulator.alive[0]
+        if (there == held.present).all():
+            return
+        new = there & ~held.present
+        held.units[new] = self._as_found[new]
+        held.cpus[new] = True
+        held.ways[new] = 0
+        held.gained[new] = 0
+        np.copyto(held.present, there)
+
     def _command(self) -> None:
         held = self._held
         units = held.units
         # A shared VM's quota cannot buy more than the CPUs that it may run on.
         within = held.cpus.sum(axis=1) * self._topology.units_per_cpu
-        commanded = units.astype(np.float64)
+        commanded = units * held.present[:, None].astype(np.float64)
         np.minimum(commanded[:, Resource.CPU], within, out=commanded[:, Resource.CPU])
         self._simulator.command(commanded[None], held.gained[None].astype(np.float64))
         held.gained[:] = 0

@@ -12,6 +12,9 @@ import numpy as np
 
 from foreshare.policies.host import BoolArray, FloatArray
 
+from .zones import ZoneSums
+
+ONE_ZONE = ZoneSums(np.zeros(0, np.int64), 1)
 ENOUGH_SHARE = 0.9
 """A VM "needs" the ways at which this share of its avoidable misses is gone."""
 
@@ -30,16 +33,23 @@ def ways_needed(half_ways: FloatArray, steepness: FloatArray, most: float) -> Fl
 
 
 def effective_ways(
-    own: FloatArray, cold: FloatArray, access_rate: FloatArray, *, total: float, shared: float
+    own: FloatArray,
+    cold: FloatArray,
+    access_rate: FloatArray,
+    *,
+    total: float,
+    shared: float,
+    zones: ZoneSums | None = None,
 ) -> tuple[FloatArray, BoolArray]:
     """Return the ways that each VM profits from, (H, N), and who is in the shared class.
 
     ``own``: (H, N) ways held, 0 for the shared class; ``cold``: those of them still empty; ``access_rate``: (H, N)
-    any unit. ``total`` ways exist, ``shared`` of them always belong to the shared class.
+    any unit. ``total`` ways exist in a zone, ``shared`` of them always belong to its shared class.
     """
+    zones = ONE_ZONE if zones is None else zones
     together = own <= 0.0
-    pool = np.maximum(total - own.sum(axis=1, keepdims=True), shared)
+    pool = np.maximum(total - zones.total(own), shared)
     weight = (access_rate + 1e-12) * together
-    crowd = weight.sum(axis=1, keepdims=True)
+    crowd = zones.total(weight)
     share = weight * (pool / np.maximum(crowd, 1e-300))
     return np.where(together, share, own - cold), together

@@ -8,15 +8,42 @@ at, so a VM throttled there is merely marked as censored.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from foreshare.policies.host import FloatArray, R, Resource
 from foreshare.policies.reading import Quality, Reading
 
+from .faults import FROZEN, GAP, RESET, STALE, CounterFaults
 from .scenario import TelemetryShape
 from .streams import TELEMETRY, HostStreams
 
 AT_LIMIT = 0.98
 """Usage from this share of the limit on counts as censored."""
+
+
+def inflated(
+    used: FloatArray,
+    limit: FloatArray,
+    waiting: FloatArray,
+    held_back: FloatArray,
+    factor: FloatArray,
+    cpu_per_unit: float,
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return usage, waiting threads and IO held back as VMs show them that pretend to need ``factor`` (N,) times more.
+
+    Such a VM spins and reads for nothing whenever nobody else would run: what it is given shows as used, what it is not
+    given shows as threads and requests that wait. Arguments and results as of :meth:`Counters.update`.
+    """
+    shown = used * factor[:, None]
+    shown[..., Resource.CACHE] = used[..., Resource.CACHE]
+    capped = np.minimum(shown, np.maximum(limit, used))
+    spinning = factor > 1.0
+    more = np.where(spinning, shown[..., Resource.CPU] - capped[..., Resource.CPU], 0.0)
+    return (
+        capped,
+        waiting * factor + more * cpu_per_unit,
+        held_back * factor + np.where(spinning, shown[..., Resource.IO] - capped[..., Resource.IO], 0.0),
+    )
 
 
 class Counters:
@@ -26,14 +53,18 @@ class Counters:
         self, shape: TelemetryShape, *, hosts: int, vms: int, seed: int, tick_ns: int, first_host: int = 0
     ) -> None:
         size = (hosts, vms, R)
-        self._noise, self._gap_share = shape.noise, shape.gap_share
+        self._noise, self._gap_share = shape.noise, 0.0 if shape.gap_ms else shape.gap_share
+        self._faults = CounterFaults(
+            shape, hosts=hosts, vms=vms, seed=seed, tick_ms=tick_ns / 1e6, first_host=first_host
+        )  # fmt: skip
+        self._missed: FloatArray = np.zeros(size)  # unit-ticks that a counter which stood still has not shown yet
         self._streams = HostStreams(
             seed,
             hosts=hosts,
             first_host=first_host,
             stream=TELEMETRY,
             vms=vms,
-            uniforms=R if shape.gap_share else 0,
+            uniforms=R if self._gap_share else 0,
             normals=R,
         )
         self._tick_ns = tick_ns
@@ -76,11 +107,16 @@ class Counters:
             return False
         u, z = self._streams.draw()
         scale = 1.0 / self.ticks
+        if self._faults:
+            self._faults.step()
+            before = self.usage.copy(), self.demand_low.copy(), self.wait_ns.copy(), self.quality.copy()
         shown = (self._low - self._used) * scale  # the part that only queues show is exact, the rates are noisy
         np.multiply(self._used, scale, out=self.usage)
         self.usage *= np.maximum(1.0 + self._noise * z.transpose(0, 2, 1), 0.0)
         np.minimum(self.usage, self._limit, out=self.usage)
         np.add(self.usage, shown, out=self.demand_low)
+        if self._faults:
+            self._stand_still()
         np.copyto(self.limit, self._limit)
         np.copyto(self.wait_ns, self._wait_ns)
         self.quality[:] = np.where(self._censored, np.uint8(Quality.CENSORED), np.uint8(Quality.OK))
@@ -90,11 +126,42 @@ class Counters:
             self.demand_low[gap] = np.nan
             self.wait_ns[gap[..., Resource.CPU]] = np.nan
             self.quality[gap] = Quality.MISSING
+        if self._faults:
+            self._spoil(*before)
         self._used[:] = self._low[:] = 0.0
         self._wait_ns[:] = 0.0
         self._censored[:] = False
         self.ticks = 0
         return True
+
+    def _stand_still(self) -> None:
+        """Hold back what frozen counters count, and show it all at once where they go on: nobody can tell."""
+        frozen = self._faults.holds(FROZEN)
+        shown = np.where(frozen, 0.0, self.usage + self._missed / self.ticks)
+        self._missed = np.where(frozen, self._missed + self.usage * self.ticks, 0.0)
+        self._censored &= ~frozen
+        self.demand_low += shown - self.usage
+        np.copyto(self.usage, shown)
+
+    def _spoil(
+        self, usage: FloatArray, demand_low: FloatArray, wait_ns: FloatArray, quality: npt.NDArray[np.uint8]
+    ) -> None:
+        """Put stale values (those of the reading before, given) in place and throw away what gaps and resets take.
+
+        A reset is marked as on a real host: the value is missing, and why is known.
+        """
+        stale = self._faults.holds(STALE) & ~np.isnan(usage)
+        np.copyto(self.usage, usage, where=stale)
+        np.copyto(self.demand_low, demand_low, where=stale)
+        np.copyto(self.wait_ns, wait_ns, where=stale[..., Resource.CPU])
+        np.copyto(self.quality, quality | np.uint8(Quality.STALE), where=stale)
+        reset = self._faults.holds(RESET)
+        gone = reset | self._faults.holds(GAP)
+        self.usage[gone] = np.nan
+        self.demand_low[gone] = np.nan
+        self.wait_ns[gone[..., Resource.CPU]] = np.nan
+        self.quality[gone] = Quality.MISSING
+        self.quality[reset] |= np.uint8(Quality.RESET)
 
     def copy_to(self, reading: Reading, host: int) -> None:
         """Copy what one host's counters told at the last collection into ``reading``; the caller sets the times."""

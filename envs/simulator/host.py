@@ -10,12 +10,15 @@ One tick, for each VM, with ``a`` arrivals, backlog ``q`` and ``need_r`` unit-ti
 - service: ``s = min(q + a, min_r e_r / need_r)`` over CPU, memory and IO (the bottleneck), CPU also bound by the VM's
   vCPUs. Where all VMs together want more of a resource than there is, those that want it get proportionally less;
   VMs with cores of their own leave only the others to the rest.
-- queue, first in first out: ``q' = q + a - s``; work is conserved. Lateness follows from the queue (lateness.py).
+- queue, first in first out: ``q' = q + a - s``; work is conserved. Lateness follows from the queue (lateness.py), mean
+  latency inside a tick too (requests.py), where also VMs are described whose requests come at random.
 
 No VM is ever without CPU, memory or IO bandwidth: TRICKLE_UNITS is the least, as no throttle of a real host is zero.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,13 +26,21 @@ from foreshare.policies.errors import InputError
 from foreshare.policies.host import BoolArray, FloatArray, IntArray, R, Resource
 
 from .cache import effective_ways, miss_ratio
-from .counters import Counters
+from .counters import Counters, inflated
 from .lateness import LatenessMeter, UsageMeter, violation_pct, weights_of
+from .life import Change, Event, life_of
 from .model import RATES, HostModel, build_model
+from .requests import LatencyMeter, mean_latency_ticks, random_work, served_at_random
 from .scenario import Scenario
+from .siblings import time_per_work
+from .streams import REQUESTS, HostStreams
+from .traces import Trace
 from .workloads import Workloads
+from .zones import ZoneSums
 
 TRICKLE_UNITS = 0.05
+TRICKLE_RATE = 1e-9
+"""Requests per tick below which a rate counts as this: keeps the latency of a VM that is gone finite."""
 _OCCUPANCY_SHARE = 0.25  # how fast shared ways follow the access rates, per tick
 
 
@@ -37,9 +48,19 @@ class Simulator:
     """``hosts`` copies of a scenario, each with random streams of its own, stepped together."""
 
     def __init__(
-        self, scenario: Scenario, *, hosts: int = 1, seed: int = 0, tick_ms: float = 10.0, first_host: int = 0
+        self,
+        scenario: Scenario,
+        *,
+        hosts: int = 1,
+        seed: int = 0,
+        tick_ms: float = 10.0,
+        first_host: int = 0,
+        traces: Mapping[str, Trace] | None = None,
     ) -> None:
-        """``first_host`` is the index of the first host in the seed tree; results depend on it, not on ``hosts``."""
+        """``first_host`` is the index of the first host in the seed tree; results depend on it, not on ``hosts``.
+
+        ``traces``: by VM name, what VMs of the kind replay replay, in place of the files that the scenario names.
+        """
         if hosts < 1 or first_host < 0 or not 1.0 <= tick_ms <= 1000.0:
             raise InputError(f"{hosts} hosts from {first_host} with a tick of {tick_ms:g} ms cannot be simulated")
         self.scenario = scenario
@@ -51,13 +72,21 @@ class Simulator:
         m, h = self.model, scenario.host
         size = (hosts, self.vms)
         self.workloads = Workloads(
-            [v.workload for v in scenario.vm], hosts=hosts, seed=seed, tick_ms=tick_ms, first_host=first_host
-        )
+            [v.workload for v in scenario.vm], hosts=hosts, seed=seed, tick_ms=tick_ms, first_host=first_host,
+            traces={i: traces[v.name] for i, v in enumerate(scenario.vm) if traces and v.name in traces},
+        )  # fmt: skip
         self.counters = Counters(
             scenario.telemetry, hosts=hosts, vms=self.vms, seed=seed, tick_ns=self.tick_ns, first_host=first_host
         )
         self.lateness = LatenessMeter(np.broadcast_to(m.target_ticks, size))
+        self.latency = LatencyMeter(size)
         self.utilisation = UsageMeter(m.capacity)
+        self._owed: FloatArray = np.zeros(size)  # work of random arrivals that is still to be taken back
+        self._request_streams: HostStreams | None = None
+        if m.request_spread.any():
+            self._request_streams = HostStreams(
+                seed, hosts=hosts, first_host=first_host, stream=REQUESTS, vms=self.vms, uniforms=1, normals=1
+            )
         self.weight = weights_of(m.vms.priority)
 
         d, w = h.delay_ticks, h.warm_ticks
@@ -66,9 +95,10 @@ class Simulator:
         warm = np.array([w.cpu, w.cache, w.memory, w.io], np.float64)
         self._cold_share[warm == 0] = 0.0
         self._warm: FloatArray = np.maximum(warm, 1.0)
-        whole = m.capacity.copy()
-        whole[Resource.CACHE] = 0.0
-        self.commanded: FloatArray = np.broadcast_to(whole, (*size, R)).copy()
+        whole = m.home.copy()
+        whole[:, Resource.CACHE] = 0.0
+        self._as_found = whole
+        self.commanded: FloatArray = np.broadcast_to(self._as_found, (*size, R)).copy()
         """(H, N, R) units last asked for. As found, nobody is limited and all share the cache."""
         self.gained: FloatArray = np.zeros((*size, R))
         """(H, N, R) units of the last command that its VM did not hold before."""
@@ -79,7 +109,16 @@ class Simulator:
         self.cold: FloatArray = np.zeros((*size, R))
         """(H, N, R) of these, units not yet worth anything."""
         self._cooling: FloatArray = np.zeros((*size, R))  # units that warm up per tick
+        self._zones = ZoneSums(m.vms.zone, h.zones)
+        self._capacity = m.home if h.zones > 1 else m.capacity  # (N, R) or (R,)
+        self._smt = h.threads_per_core == 2
+        self._relief: FloatArray = np.ones(size)
+        self._life = life_of(scenario.vm, tick_ms)
+        self.threads: FloatArray = m.threads.copy()
+        """(N,) units of CPU that the vCPUs of each VM can use at once now."""
+        self._rate: FloatArray = m.rate.copy()
         self.alive: BoolArray = np.ones(size, bool)
+        """(H, N) whether the VM is there."""
         self.backlog: FloatArray = np.zeros(size)
         self.arrivals: FloatArray = np.zeros(size)
         self.served: FloatArray = np.zeros(size)
@@ -93,48 +132,101 @@ class Simulator:
         self.demand: FloatArray = np.zeros((*size, R))
         """(H, N, R) units that the arrivals of the newest tick would use if nothing limited the VM: CPU and memory as
         with the ways in the cache column, with which more ways would hardly help; nothing for the backlog."""
+        self._liars = bool((m.inflate > 1.0).any())
+        self._thread_ticks = 1.0 / scenario.host.units_per_cpu
         self._access: FloatArray = np.ones(size)
         self._need_best = m.need_at(miss_ratio(m.need_ways, *m.miss))
+        for i, v in enumerate(scenario.vm):
+            if v.arrive_ms:
+                self._vanish(slice(None), i)
 
     def command(self, units: FloatArray | IntArray, gained: FloatArray | None = None) -> None:
         """Ask for an allocation (H, N, R), in force after the delay; cache 0 means the shared class.
 
         ``gained``: units that are new to their VM, where that is more than the difference (a core against another).
         """
-        difference = np.maximum(units - self.commanded, 0.0)
-        self.gained += difference if gained is None else np.maximum(gained, difference)
-        np.copyto(self.commanded, units)
+        wanted = units * self.alive[..., None]
+        difference = np.maximum(wanted - self.commanded, 0.0)
+        self.gained += difference if gained is None else np.maximum(gained, difference) * self.alive[..., None]
+        np.copyto(self.commanded, wanted)
 
     def remove(self, host: int, vm: int) -> None:
-        """Let a VM vanish: nothing arrives for it any more, what it had queued is lost."""
-        self.alive[host, vm] = False
+        """Let a VM vanish: nothing arrives for it any more, what it had queued is lost, what it held is free."""
+        self._vanish(slice(host, host + 1), vm)
+
+    def _vanish(self, hosts: slice, vm: int) -> None:
+        self.alive[hosts, vm] = False
+        self._access[hosts, vm] = 0.0
+        for held in (self.commanded, self.gained, self.holding, self.cold, self._cooling):
+            held[hosts, vm] = 0.0
+        self._in_flight[:, hosts, vm] = 0.0
+        self._gain_in_flight[:, hosts, vm] = 0.0
+
+    def _live(self, events: Sequence[Event]) -> None:
+        """Let happen what happens before this tick, on every host."""
+        m = self.model
+        for vm, change, value in events:
+            match change:
+                case Change.ARRIVE:  # as found: not limited, in the shared class, with empty caches
+                    self.alive[:, vm] = True
+                    self.commanded[:, vm] = self._as_found[vm]
+                    self._in_flight[:, :, vm] = self._as_found[vm]
+                    self.holding[:, vm] = self._as_found[vm]
+                case Change.LEAVE:
+                    self._vanish(slice(None), vm)
+                case Change.HOT_ADD:
+                    self.threads[vm] = min(value * self.scenario.host.units_per_cpu, m.home[vm, Resource.CPU])
+                case Change.PHASE:
+                    self._rate[vm] = m.rate[vm] * value
 
     def step(self) -> None:
         """Advance every host by one tick."""
         m = self.model
+        if self._life and self.t in self._life:
+            self._live(self._life[self.t])
         self._take_effect()
         self.workloads.step()
-        a = np.multiply(m.rate, self.workloads.intensity, out=self.arrivals)
-        a *= self.alive
+        expected = self._rate * self.workloads.intensity
+        expected *= self.alive
+        np.copyto(self.arrivals, expected)
+        dice: FloatArray | None = None
+        if self._request_streams is not None:
+            u, z = self._request_streams.draw()
+            dice = u[:, 0]
+            np.copyto(self.arrivals, random_work(expected, m.request_spread, z[:, 0], self._owed))
+        a = self.arrivals
         self.backlog *= self.alive
         effective = self.holding - self.cold
         own = self.holding[..., Resource.CACHE]
         self.ways, together = effective_ways(
-            own, self.cold[..., Resource.CACHE], self._access,
-            total=float(m.capacity[Resource.CACHE]), shared=float(self.scenario.host.shared_ways),
+            own, self.cold[..., Resource.CACHE], self._access, zones=self._zones,
+            total=float(self.scenario.host.ways), shared=float(self.scenario.host.shared_ways),
         )  # fmt: skip
         need = self.need = m.need_at(miss_ratio(self.ways, *m.miss), self.workloads.mix)
+        if self._smt:
+            self._relief = self._sibling_relief()
+            need[..., Resource.CPU] *= self._relief
         usable = np.maximum(effective, TRICKLE_UNITS)
-        cpu = np.minimum(usable[..., Resource.CPU], m.threads)
+        cpu = np.minimum(usable[..., Resource.CPU], self.threads)
         usable[..., Resource.CPU] = cpu
         rates = np.divide(usable, need, out=np.full_like(need, np.inf), where=need > 1e-12)
         waiting_work = self.backlog + a
         bottleneck = rates[..., RATES].argmin(axis=-1)
-        served = np.minimum(waiting_work, rates[..., RATES].min(axis=-1))
-        served *= self._fair_share(served[..., None] * need)
+        rate = rates[..., RATES].min(axis=-1)
+        if dice is None:
+            served = np.minimum(waiting_work, rate)
+        else:
+            served = served_at_random(self.backlog, a, rate, expected * m.request_spread, dice)
+        factor = self._fair_share(served[..., None] * need)
+        served *= factor
+        np.copyto(rate, served, where=factor < 1.0)  # where the host is short, that is all there was
         np.copyto(self.served, served)
-        np.subtract(waiting_work, served, out=self.backlog)
-        np.maximum(self.backlog, 0.0, out=self.backlog)  # rounding
+        after = np.subtract(waiting_work, served)
+        np.maximum(after, 0.0, out=after)  # rounding
+        thread_ticks = need[..., Resource.CPU] * self._thread_ticks
+        np.maximum(rate, TRICKLE_RATE, out=rate)
+        self.latency.update(mean_latency_ticks(self.backlog, after, a, rate, thread_ticks), expected)
+        self.backlog = after
         self.served_total += served
         access = served * (m.base[:, Resource.MEMORY] * self.workloads.mix[..., Resource.MEMORY])
         self._access += _OCCUPANCY_SHARE * (access - self._access)
@@ -163,22 +255,37 @@ class Simulator:
                 self._cooling[..., r] = np.where(gain > 0, self.cold[..., r] / self._warm[r], self._cooling[..., r])
         np.minimum(self.cold, self.holding, out=self.cold)
 
+    def _cpus_left(self) -> FloatArray:
+        """Return the CPU units, (H, 1) or (H, N), that VMs with cores of their own leave to others of their zone."""
+        owned = self._zones.total(self.holding[..., Resource.CPU] * self.model.isolated)
+        there = self._capacity[..., Resource.CPU]
+        return np.where(owned < there, there - owned, there)
+
+    def _sibling_relief(self) -> FloatArray:
+        """Return (H, N) CPU time of a request relative to that with all siblings busy, as the last tick was."""
+        busy = self.used[..., Resource.CPU]
+        apart = self.model.isolated > 0
+        others = self._zones.total(busy * ~apart)
+        smt_yield = self.scenario.host.smt_yield
+        threads = np.where(apart, self.holding[..., Resource.CPU], self._cpus_left())
+        return time_per_work(np.where(apart, busy, others), threads, smt_yield) * (0.5 * smt_yield)
+
     def _fair_share(self, wanted: FloatArray) -> FloatArray:
         """Return the (H, N) share of ``wanted`` (H, N, R) units that the hardware can give to each VM."""
         m = self.model
-        total = wanted.sum(axis=1)
-        over = total > m.capacity
-        over[:, Resource.CACHE] = False
+        total = self._zones.totals(wanted)
+        capacity = self._capacity
+        over = total > capacity
+        over[..., Resource.CACHE] = False
         factor = np.ones((self.hosts, self.vms))
-        owned = (self.holding[..., Resource.CPU] * m.isolated).sum(axis=1)
-        left = np.where(owned < m.capacity[Resource.CPU], m.capacity[Resource.CPU] - owned, m.capacity[Resource.CPU])
-        crowd = (wanted[..., Resource.CPU] * (1.0 - m.isolated)).sum(axis=1)
+        left = self._cpus_left()
+        crowd = self._zones.total(wanted[..., Resource.CPU] * (1.0 - m.isolated))
         squeezed = crowd > left
         if squeezed.any():
-            part = np.where(squeezed, left / np.maximum(crowd, 1e-300), 1.0)[:, None]
+            part = np.where(squeezed, left / np.maximum(crowd, 1e-300), 1.0)
             factor = np.where(m.isolated > 0, factor, part)
         if over.any():
-            part = np.where(over, m.capacity / np.maximum(total, 1e-300), 1.0)[:, None, :]
+            part = np.where(over, capacity / np.maximum(total, 1e-300), 1.0)
             factor = np.minimum(factor, np.where(wanted > 0.0, part, 1.0).min(axis=-1))
         return factor
 
@@ -187,24 +294,30 @@ class Simulator:
         m = self.model
         np.multiply(self.served[..., None], self.need, out=self.used)
         busy = self.served > 0.0
-        self.used[..., Resource.CACHE] = np.minimum(self.ways, m.need_ways) * busy
+        self.used[..., Resource.CACHE] = np.minimum(self.ways, m.fill_ways) * busy
         best = self._need_best * self.workloads.mix
-        asked = np.minimum(self.arrivals, m.threads / best[..., Resource.CPU])
+        if self._smt:
+            best[..., Resource.CPU] *= self._relief
+        asked = np.minimum(self.arrivals, self.threads / best[..., Resource.CPU])
         np.multiply(asked[..., None], best, out=self.demand)
         self.demand[..., Resource.CACHE] = m.need_ways * (asked > 0.0)
         self.lateness.update(self.arrivals, self.backlog)
         self.utilisation.update(self.used)
 
         limit = self.holding.copy()
-        limit[..., Resource.CPU] = np.minimum(limit[..., Resource.CPU], m.threads)
-        pool = np.maximum(
-            m.capacity[Resource.CACHE] - limit[..., Resource.CACHE].sum(axis=1), self.scenario.host.shared_ways
-        )
-        limit[..., Resource.CACHE] = np.where(together, pool[:, None], limit[..., Resource.CACHE])
+        limit[..., Resource.CPU] = np.minimum(limit[..., Resource.CPU], self.threads)
+        h = self.scenario.host
+        pool = np.maximum(h.ways - self._zones.total(limit[..., Resource.CACHE]), h.shared_ways)
+        limit[..., Resource.CACHE] = np.where(together, pool, limit[..., Resource.CACHE])
         stuck = self.backlog[..., None] * self.need
         cpu, io = stuck[..., Resource.CPU], stuck[..., Resource.IO]
-        idle_threads = np.maximum(m.threads - self.used[..., Resource.CPU], 0.0)
+        idle_threads = np.maximum(self.threads - self.used[..., Resource.CPU], 0.0)
         cpu_per_unit = 1.0 / self.scenario.host.units_per_cpu
         threads_waiting = np.minimum(cpu, idle_threads) * (bottleneck == RATES.index(Resource.CPU)) * cpu_per_unit
         held_back = np.minimum(io, limit[..., Resource.IO]) * (bottleneck == RATES.index(Resource.IO))
-        self.counters.update(self.used, limit, threads_waiting, held_back, cpu_per_unit)
+        used = self.used
+        if self._liars:
+            used, threads_waiting, held_back = inflated(
+                used, limit, threads_waiting, held_back, m.inflate, cpu_per_unit
+            )
+        self.counters.update(used, limit, threads_waiting, held_back, cpu_per_unit)

@@ -12,7 +12,7 @@ import numpy as np
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import FloatArray
 
-WORKLOAD, TELEMETRY = 0, 1
+WORKLOAD, TELEMETRY, REQUESTS, SOURCES, FAULTS = range(5)
 _FEW_HOSTS = 8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,10 +11,50 @@ from hypothesis import strategies as st
 
 from foreshare.envs.simulator.cache import effective_ways, miss_ratio
 from foreshare.envs.simulator.host import Simulator
-from foreshare.envs.simulator.scenario import load_scenario
+from foreshare.envs.simulator.scenario import (
+    HotAdd,
+    PhaseChange,
+    Scenario,
+    TelemetryShape,
+    WorkloadShape,
+    load_scenario,
+    resized,
+)
 from foreshare.policies.host import Resource
+from foreshare.policies.reading import Quality
 
 RATES = [Resource.CPU, Resource.MEMORY, Resource.IO]
+
+
+def everything(vms: int) -> Scenario:
+    """Return a host on which all happens: sockets, siblings, random requests, faults, VMs that come and go."""
+    s = load_scenario("mixed")
+    kinds = ("bursty", "self_similar", "flash_crowd", "silent", "oscillator", "inflator", "streaming", "database")
+    s = replace(
+        s,
+        load=0.9,
+        host=replace(s.host, zones=2, threads_per_core=2, cores=16),
+        telemetry=TelemetryShape(
+            noise=0.1, gap_share=0.05, gap_ms=40, reset_share=0.02, stale_share=0.1, frozen_share=0.05
+        ),
+        vm=tuple(
+            replace(
+                v,
+                arrivals="poisson" if i % 2 else "fluid",
+                workload=WorkloadShape(kind=kinds[i % len(kinds)], on_ms=60, off_ms=140),
+                arrive_ms=100.0 * (i % 4 == 1),
+                leave_ms=250.0 * (i % 4 == 3),
+                hot_add=HotAdd(at_ms=150, vcpus=2 * v.vcpus),
+                phase_change=PhaseChange(at_ms=200, load=0.5),
+            )
+            for i, v in enumerate(s.vm)
+        ),
+    )
+    return resized(s, vms)
+
+
+def made(name: str, vms: int) -> Scenario:
+    return everything(vms) if name == "everything" else load_scenario(name, vms=vms)
 
 
 @settings(max_examples=25)
@@ -20,12 +62,12 @@ RATES = [Resource.CPU, Resource.MEMORY, Resource.IO]
     seed=st.integers(0, 2**31),
     vms=st.integers(0, 20),
     hosts=st.integers(1, 3),
-    name=st.sampled_from(["mixed", "churn"]),
+    name=st.sampled_from(["mixed", "churn", "everything"]),
 )
 def test_work_is_conserved_and_nothing_is_negative_or_over_capacity(seed: int, vms: int, hosts: int, name: str) -> None:
-    sim = Simulator(load_scenario(name, vms=vms), hosts=hosts, seed=seed)
+    sim = Simulator(made(name, vms), hosts=hosts, seed=seed)
     rng = np.random.default_rng(seed)
-    arrived = np.zeros((hosts, vms))
+    arrived, gone = np.zeros((hosts, vms)), np.zeros((hosts, vms))
     for _ in range(40):
         units = rng.integers(0, 1 + 2 * sim.model.capacity.astype(int) // max(vms, 1), size=(hosts, vms, 4))
         units[..., Resource.CACHE] = rng.integers(0, 3, size=(hosts, vms)) * (rng.random((hosts, vms)) < 0.3)
@@ -33,23 +75,40 @@ def test_work_is_conserved_and_nothing_is_negative_or_over_capacity(seed: int, v
             sim.command(units)
         before = sim.backlog.copy()
         sim.step()
-        assert sim.served + sim.backlog == pytest.approx(before + sim.arrivals, rel=1e-9, abs=1e-9)
+        lost = before * ~sim.alive  # with a VM that went
+        gone += lost
+        assert sim.served + sim.backlog == pytest.approx(before - lost + sim.arrivals, rel=1e-9, abs=1e-9)
+        assert np.isfinite(sim.latency.latest).all() and (sim.latency.latest >= 0).all()
+        sim.counters.collect()
+        missing = (sim.counters.quality & Quality.MISSING) > 0
+        assert (np.isnan(sim.counters.usage) == missing).all()
         for array in (sim.arrivals, sim.served, sim.backlog, sim.used, sim.demand, sim.ways, sim.cold, sim.need):
             assert np.isfinite(array).all() and (array >= 0).all()
         assert (sim.used[..., RATES].sum(axis=1) <= sim.model.capacity[RATES] * (1 + 1e-9)).all()
+        for z in range(sim.scenario.host.zones):
+            here = sim.model.vms.zone == z
+            if here.any():
+                most = sim.model.home[here][0, RATES] * (1 + 1e-9)
+                assert (sim.used[:, here][..., RATES].sum(axis=1) <= most).all()
         within = np.maximum(sim.holding, 0.05) * (1 + 1e-9)
         assert (sim.used[..., RATES] <= within[..., RATES]).all()
         arrived += sim.arrivals
         if vms:
-            assert (sim.served > 0)[sim.arrivals > 0].all()  # nobody is ever stopped for good
-    assert sim.served_total + sim.backlog == pytest.approx(arrived, rel=1e-9)
+            waiting = (sim.arrivals > 0) & (sim.model.request_spread == 0)
+            assert (sim.served > 0)[waiting].all()  # nobody is ever stopped for good
+    assert sim.served_total + sim.backlog + gone == pytest.approx(arrived, rel=1e-9)
     assert sim.lateness.arrived_total == pytest.approx(arrived)
 
 
 @settings(max_examples=10)
-@given(seed=st.integers(0, 2**31), first=st.integers(0, 5), hosts=st.integers(1, 9))
-def test_a_host_does_not_depend_on_those_beside_it(seed: int, first: int, hosts: int) -> None:
-    scenario = load_scenario("mixed", vms=5)
+@given(
+    seed=st.integers(0, 2**31),
+    first=st.integers(0, 5),
+    hosts=st.integers(1, 9),
+    name=st.sampled_from(["mixed", "everything"]),
+)
+def test_a_host_does_not_depend_on_those_beside_it(seed: int, first: int, hosts: int, name: str) -> None:
+    scenario = made(name, 5)
     together = Simulator(scenario, hosts=hosts, seed=seed, first_host=first)
     alone = [Simulator(scenario, hosts=1, seed=seed, first_host=first + h) for h in range(hosts)]
     again = Simulator(scenario, hosts=hosts, seed=seed, first_host=first)
@@ -65,6 +124,7 @@ def test_a_host_does_not_depend_on_those_beside_it(seed: int, first: int, hosts:
         for h, sim in enumerate(alone):
             for field in ("demand", "backlog", "used", "ways"):
                 assert (getattr(together, field)[h] == getattr(sim, field)[0]).all()
+            assert (together.latency.latest[h] == sim.latency.latest[0]).all()
             np.testing.assert_array_equal(together.counters.usage[h], sim.counters.usage[0])
 
 

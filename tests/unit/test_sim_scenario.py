@@ -33,7 +33,7 @@ def write(tmp_path: Path, text: str) -> Path:
 
 
 def test_the_shipped_scenarios_are_what_the_readme_says() -> None:
-    assert set(scenario_names()) == {"mixed", "churn"}
+    assert set(scenario_names()) == {"mixed", "churn", "channels"}
     mixed = load_scenario("mixed")
     assert len(mixed.vm) == 16 and mixed.host.cores == 32 and mixed.host.ways == 16 and mixed.load == 0.65
     assert 4 <= sum(v.isolation != Isolation.SHARED for v in mixed.vm) <= 6
