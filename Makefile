@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # A strict editable install links every file: it has to be made again when one appears.
-SOURCES := $(shell find envs policies runtime -name '*.py' -o -name '*.toml' -o -name '*.c' | LC_ALL=C sort)
+SOURCES := $(shell find envs policies runtime training -name '*.py' -o -name '*.toml' -o -name '*.c' | LC_ALL=C sort)
 
 .PHONY: run test lint unit soak test-lab clean FORCE
 
@@ -35,7 +35,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # A development install has all that a run needs, and links to the tree; without one, install the tree as it is now.
-$(VENV)/.lean: pyproject.toml constraints.txt $(shell find envs policies runtime -type f -not -path '*/__pycache__/*') \
+$(VENV)/.lean: pyproject.toml constraints.txt $(shell find envs policies runtime training -type f -not -path '*/__pycache__/*') \
     | $(VENV)/bin/python
 	mkdir -p out
 	test -f $(VENV)/.dev || $(PIP) '.[report]'

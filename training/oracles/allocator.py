@@ -1,0 +1,227 @@
+"""The oracles as policies: an allocator that looks into the simulator, and a forecaster that tells what is true."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from foreshare.envs.hal.simulated import SimulatedHal
+from foreshare.envs.simulator.cache import miss_ratio
+from foreshare.envs.simulator.scenario import PerResource, Scenario
+from foreshare.policies.allocators.base import Request
+from foreshare.policies.decide import DecideOptions, Mind
+from foreshare.policies.errors import InputError
+from foreshare.policies.forecast import Forecast
+from foreshare.policies.host import CACHE, CPU, IO, MEMORY, FloatArray, Host, IntArray, R
+from foreshare.policies.reading import Reading
+
+from .foresight import Foresight
+from .options import Menu, OracleKnobs, Situation, make_menu
+from .solve import Choices, solve
+
+_NO_BUDGET_NS = 1 << 62
+
+
+class _Kind(NamedTuple):
+    sees_future: bool
+    pays: bool
+
+
+ORACLES: dict[str, _Kind] = {
+    "oracle-paying": _Kind(sees_future=True, pays=True),
+    "oracle-free": _Kind(sees_future=True, pays=False),
+    "oracle-state": _Kind(sees_future=False, pays=True),
+}
+"""By name: whether it sees the arrivals of the horizon, and whether moves cost it anything."""
+
+
+def world_of(name: str, scenario: Scenario) -> Scenario:
+    """Return the scenario that an oracle is judged in: for the free one a host where nothing is cold after a move."""
+    kind = _kind(name)
+    if kind.pays:
+        return scenario
+    nothing = PerResource(cpu=0, cache=0, memory=0, io=0)
+    return replace(scenario, host=replace(scenario.host, warm_ticks=nothing))
+
+
+def oracle_mind(
+    name: str, hal: SimulatedHal, host: Host, seed: int, *, knobs: OracleKnobs | None = None,
+    options: DecideOptions | None = None,
+) -> Mind:  # fmt: skip
+    """Return a mind that decides by the named oracle about the VMs of ``hal``, which was made with ``seed``.
+
+    The hal must be at its start. Raises InputError for a name that does not exist.
+    """
+    allocator = OracleAllocator(name, hal, seed, knobs)
+    options = options or DecideOptions(policy_budget_ns=_NO_BUDGET_NS)
+    return Mind(host, TrueDemand(allocator), allocator, replace(options, headroom=1.0))
+
+
+def _kind(name: str) -> _Kind:
+    if name not in ORACLES:
+        raise InputError(f"no oracle named {name!r}; there are {', '.join(ORACLES)}")
+    return ORACLES[name]
+
+
+class OracleAllocator:
+    """Chooses options anew in every tick, then hands out what is left. Implements the Allocator protocol."""
+
+    def __init__(self, name: str, hal: SimulatedHal, seed: int, knobs: OracleKnobs | None = None) -> None:
+        self.name = name
+        self.knobs = knobs or OracleKnobs()
+        self._kind = _kind(name)
+        self._simulator = hal.simulator
+        shape = hal.simulator.scenario.host
+        d = shape.delay_ticks
+        self._lead = max(d.cpu, d.cache, d.memory, d.io, 1) - 1
+        """Ticks that pass before a decision is in force."""
+        self.foresight = Foresight(
+            hal.simulator.scenario, seed, self.knobs.horizon_ticks + self._lead, tick_ms=hal.simulator.tick_ms
+        )
+        self._prices: FloatArray | None = None
+        self._host: Host | None = None
+        self._row: IntArray = np.arange(hal.simulator.vms)
+        self.bound_gap = 0.0
+        """Relative distance of the latest choice from the upper bound on what any choice is worth."""
+
+    def follow(self) -> None:
+        """Catch up with the host's clock."""
+        if self._simulator.t < self.foresight.t:
+            raise InputError("the host is behind its oracle: an oracle starts with its host")
+        while self.foresight.t < self._simulator.t:
+            self.foresight.advance()
+
+    def bind(self, host: Host) -> None:
+        """Work for these VMs. Raises InputError unless they are the simulator's, in its order."""
+        if host.vms.uuid != self._simulator.model.vms.uuid:
+            raise InputError("an oracle decides about all VMs of its simulated host, in the simulator's order")
+        self._host, self._prices = host, None
+
+    def wanted(self) -> FloatArray:
+        """Return (N, R) units that would serve backlog and arrivals of the next tick at once; ways as true demand."""
+        s = self._situation(np.zeros((self._simulator.vms, R), np.int64))
+        sim = self._simulator
+        need = sim.model.need_at(miss_ratio(sim.ways[0], *sim.model.miss)) * s.mix
+        most = s.threads / np.maximum(need[:, CPU], 1e-12)
+        want: FloatArray = np.minimum(s.backlog + s.arrivals[0], most)[:, None] * need
+        want[:, CACHE] = sim.model.need_ways * (s.backlog + s.arrivals[0] > 0.0)
+        return want
+
+    def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
+        """See :class:`~foreshare.policies.allocators.base.Allocator`."""
+        if host is not self._host:
+            self.bind(host)
+        if not len(host):
+            return np.zeros((0, R), np.int64)
+        situation = self._situation(entitled(request.ask, host))
+        sim = self._simulator
+        menu = make_menu(situation, sim.model, sim.scenario.host, host, self.knobs, pays=self._kind.pays)
+        found = solve(choices_of(menu, host), prices=self._prices)
+        self._prices = found.prices
+        self.bound_gap = (found.bound - found.value) / max(abs(found.bound), 1e-12)
+        units = menu.units[np.arange(len(host)), found.option].copy()
+        hand_out_rest(units, host)
+        return units
+
+    def _situation(self, low: IntArray) -> Situation:
+        """Return what is true when a decision of this tick takes effect."""
+        sim, f, lead, h = self._simulator, self.foresight, self._lead, self.knobs.horizon_ticks
+        m, alive = sim.model, sim.alive[0]
+        if self._kind.sees_future:
+            arrivals, mix = f.arrivals * alive, f.mix[lead]
+        else:
+            arrivals = np.broadcast_to(f.past[-1] * alive, (h + lead, len(alive)))
+            mix = f.past_mix
+        mix = mix.copy()
+        past, backlog = f.past, sim.backlog[0].copy()
+        if sim.t:  # what siblings that idle leave to a VM, as far as the newest tick tells
+            usual = m.need_at(miss_ratio(sim.ways[0], *m.miss), sim.workloads.mix[0])[:, CPU]
+            mix[:, CPU] *= np.divide(sim.need[0, :, CPU], usual, out=np.ones_like(usual), where=usual > 0.0)
+        if lead:
+            rate = _bottleneck(sim.holding[0], m.need_at(miss_ratio(sim.ways[0], *m.miss)) * mix, sim.threads)
+            for k in range(lead):
+                backlog = np.maximum(backlog + arrivals[k] - rate, 0.0)
+            past = np.concatenate([past[lead:], arrivals[:lead]])[-len(past) :]
+        return Situation(
+            backlog=backlog * alive, past=past, arrivals=arrivals[lead:], mix=mix, held=sim.commanded[0],
+            cold=sim.cold[0], shared_ways=self._shared_ways(low), low=low, threads=sim.threads,
+        )  # fmt: skip
+
+    def _shared_ways(self, low: IntArray) -> FloatArray:
+        """Return (N,) the ways that each VM would have in the shared class, were it in it, at today's access rates."""
+        sim = self._simulator
+        m = sim.model
+        own = sim.commanded[0, :, CACHE]
+        access = m.rate * m.base[:, MEMORY] * sim.alive[0]
+        together = own <= 0.0
+        zone = m.vms.zone
+        zones = int(zone.max(initial=0)) + 1
+        ways = np.bincount(zone, weights=own, minlength=zones)
+        pool = np.maximum(sim.scenario.host.ways - ways, sim.scenario.host.shared_ways)[zone]
+        crowd = np.bincount(zone, weights=access * together, minlength=zones)[zone] + access * ~together
+        here = access * pool / np.maximum(crowd, 1e-300)
+        return np.asarray(np.where(together & (sim.t > 0), sim.ways[0], here))
+
+
+class TrueDemand:
+    """The oracle's forecaster: what each VM would use next, were it not limited. The guard entitles it to that."""
+
+    def __init__(self, oracle: OracleAllocator) -> None:
+        self._oracle = oracle
+
+    def update(self, reading: Reading, into: Forecast) -> None:
+        """See :class:`~foreshare.policies.forecast.Forecaster`. Looks at the simulator instead of the reading."""
+        self._oracle.follow()
+        want = self._oracle.wanted()
+        into.mean[:] = into.upper[:] = want
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """See :class:`~foreshare.policies.forecast.Forecaster`."""
+        self._oracle.bind(host)
+
+
+def entitled(ask: FloatArray, host: Host) -> IntArray:
+    """Return (N, R) units that each VM must be given: ``min(ask, reservation)`` in granules, as the guard counts it."""
+    low = np.maximum(np.ceil(np.minimum(ask, host.reservation) - 1e-9).astype(np.int64), host.floor)
+    low = -(-low // host.granule) * host.granule
+    ways = low[:, CACHE]
+    ways[(ways > 0) & (ways < host.topology.min_ways)] = host.topology.min_ways
+    return np.asarray(low, np.int64)
+
+
+def choices_of(menu: Menu, host: Host) -> Choices:
+    """Return a menu as a knapsack: a pool for each resource of each zone, and one for the cache classes."""
+    n = len(menu.units)
+    pool = np.zeros((n, R), np.int64)
+    capacity: list[float] = []
+    for g in host.groups:
+        pool[g.rows, g.cols] = len(capacity) + np.arange(len(g.capacity))
+        capacity += g.capacity.astype(float).tolist()
+    cost = menu.units.astype(np.float64)
+    classes = host.topology.max_classes
+    if classes and n > classes - 1:
+        cost = np.concatenate([cost, (menu.units[..., CACHE, None] > 0).astype(np.float64)], axis=2)
+        pool = np.concatenate([pool, np.full((n, 1), len(capacity), np.int64)], axis=1)
+        capacity.append(float(classes - 1))
+    return Choices(menu.value, cost, pool, np.array(capacity))
+
+
+def hand_out_rest(units: IntArray, host: Host) -> None:
+    """Give what is left of CPU, memory and IO to those who hold some, in proportion, within their caps; in place."""
+    for g in host.groups:
+        block, granule, cap = units[g.rows, g.cols], host.granule[g.rows, g.cols], host.cap[g.rows, g.cols]
+        left = np.maximum(g.capacity - block.sum(axis=0), 0)
+        share = block * (left / np.maximum(block.sum(axis=0), 1))
+        more = np.minimum(np.floor(share / granule + 1e-9).astype(np.int64) * granule, cap - block)
+        more[:, np.arange(R)[g.cols] == CACHE] = 0
+        units[g.rows, g.cols] = block + np.maximum(more, 0)
+
+
+def _bottleneck(units: FloatArray, need: FloatArray, threads: FloatArray) -> FloatArray:
+    """Return (N,) requests per tick."""
+    usable = units[:, (CPU, MEMORY, IO)].copy()
+    np.minimum(usable[:, 0], threads, out=usable[:, 0])
+    rates = usable / np.maximum(need[:, (CPU, MEMORY, IO)], 1e-12)
+    return np.asarray(rates.min(axis=1))

@@ -1,0 +1,167 @@
+"""Tunes a policy's knobs by random search within a budget of simulator steps, over common random numbers.
+
+Every candidate meets the same scenarios with the same seeds, so that differences are the knobs'. Candidate 0 is the
+defaults. The first half of the budget draws over the whole ranges, the second moves about the best so far in ever
+smaller steps (random search: Bergstra, Bengio, JMLR 13, 2012; the second half: Solis, Wets, Mathematics of Operations
+Research 6(1), 1981). A step is one tick of one VM. The seeds used are SeedSequence children of ``seed`` and are kept in
+the result: report on others.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foreshare.envs.simulator.scenario import Scenario
+from foreshare.policies.errors import InputError
+from foreshare.policies.knobs import draw, perturb
+from foreshare.policies.registry import KNOBS
+
+from .rollout import rollout
+
+STEP_SHARE, LAST_STEP_SHARE = 0.2, 0.04
+"""Standard deviation of the second half's steps in shares of a knob's range: at its start, at its end."""
+
+SCORE_POINTS = 5.0
+"""Points of V added before V is set in relation: tenths of a point at mild load must not outweigh whole ones over."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneOptions:
+    """How a search is done."""
+
+    steps: int = 200_000
+    """Simulator steps (VM-ticks) to spend, warm-up included. At least one candidate is always judged."""
+    seed: int = 0
+    ticks: int = 300
+    """Ticks judged in each rollout."""
+    warm_ticks: int = 50
+    """Ticks before them."""
+    rollouts: int = 1
+    """Rollouts per scenario and candidate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """One candidate."""
+
+    knobs: Any
+    slo_violation_pct: tuple[float, ...]
+    """V for each scenario, the mean over its rollouts."""
+    score: float
+    """What is minimised: the mean of the above, each plus SCORE_POINTS over that of the defaults plus the same."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """What a search found."""
+
+    policy: str
+    best: Any
+    trials: tuple[Trial, ...]
+    """Every candidate in the order of the search; the first is the defaults."""
+    steps: int
+    """Simulator steps spent."""
+    seeds: tuple[int, ...] = field(default=())
+    """The seeds of the rollouts."""
+
+
+def tune(
+    policy: str,
+    scenarios: Sequence[Scenario],
+    options: TuneOptions | None = None,
+    progress: Callable[[int, Trial], None] | None = None,
+) -> Tuned:
+    """Return the best knobs of ``policy`` found over ``scenarios``, with every trial.
+
+    Load classes differ in scale (0.3 % mild, 30 % over), so each scenario's V counts relative to that of the defaults,
+    with SCORE_POINTS on both. ``progress`` is called with the steps spent and each trial. Raises InputError for a policy
+    without knobs or an empty list of scenarios.
+    """
+    o = options or TuneOptions()
+    if policy not in KNOBS:
+        raise InputError(f"policy {policy!r} has no knobs; {', '.join(KNOBS)} have")
+    if not scenarios or o.rollouts < 1:
+        raise InputError("nothing to tune on: at least one scenario and one rollout")
+    kind = KNOBS[policy][0]
+    search, streams = np.random.SeedSequence(o.seed).spawn(2)
+    rng = np.random.default_rng(search)
+    seeds = tuple(int(s.generate_state(1)[0]) for s in streams.spawn(o.rollouts))
+    cost = sum(len(s.vm) for s in scenarios) * (o.ticks + o.warm_ticks) * o.rollouts
+    count = max(o.steps // cost, 1) if cost else 1
+    trials: list[Trial] = []
+    base = np.zeros(len(scenarios))
+    best: Trial | None = None
+    for i in range(count):
+        if best is None:
+            knobs = kind()
+        elif i <= count // 2:
+            knobs = draw(kind, rng)
+        else:
+            done = (i - count // 2) / max(count - count // 2, 1)
+            knobs = perturb(best.knobs, rng, STEP_SHARE + (LAST_STEP_SHARE - STEP_SHARE) * done)
+        v = np.array([
+            np.mean([
+                rollout(s, policy, k, o.ticks, knobs=knobs, warm_ticks=o.warm_ticks).slo_violation_pct for k in seeds
+            ]) for s in scenarios
+        ])  # fmt: skip
+        if best is None:
+            base = v
+        trial = Trial(
+            knobs=knobs,
+            slo_violation_pct=tuple(float(x) for x in v),
+            score=float(((v + SCORE_POINTS) / (base + SCORE_POINTS)).mean()),
+        )
+        trials.append(trial)
+        if best is None or trial.score < best.score:
+            best = trial
+        if progress is not None:
+            progress((i + 1) * cost, trial)
+    if best is None:
+        raise InputError("no candidate was judged")
+    return Tuned(policy=policy, best=best.knobs, trials=tuple(trials), steps=count * cost, seeds=seeds)
+
+
+def write_tuned(path: Path, policy: str, knobs: Any, command: str) -> None:
+    """Put ``knobs`` into policies/tuned.py (or another file of its form) with the ``command`` that made them.
+
+    Raises InputError for a file that is no such module; the other policies' values and commands stay.
+    """
+    tuned: dict[str, dict[str, float | int]] = {}
+    commands: dict[str, str] = {}
+    if path.exists():
+        try:
+            tree = ast.parse(path.read_text())
+            for node in tree.body:
+                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                    if node.target.id == "TUNED":
+                        tuned = ast.literal_eval(node.value)
+                    elif node.target.id == "COMMANDS":
+                        commands = ast.literal_eval(node.value)
+        except (SyntaxError, ValueError) as error:
+            raise InputError(f"{path} is not a file of tuned values: {error}") from error
+    tuned[policy], commands[policy] = asdict(knobs), command
+    lines = [
+        '"""Tuned knobs by policy, written by training/tune_baseline.py; a policy that is missing has its defaults."""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "TUNED: dict[str, dict[str, float | int]] = {",
+    ]
+    for name in sorted(tuned):
+        lines.append(f'    "{name}": {{')
+        lines += [f'        "{key}": {value!r},' for key, value in tuned[name].items()]
+        lines.append("    },")
+    lines += ["}", "COMMANDS: dict[str, str] = {"]
+    lines += [f"    {_quoted(name)}: {_quoted(commands[name])}," for name in sorted(commands)]
+    lines += ["}", '"""The command that made each."""', ""]
+    path.write_text("\n".join(lines))
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
