@@ -1,4 +1,4 @@
-"""The forecast that backlog-aware policies are fed: an EWMA of estimated demand, and what clears the backlog in time."""
+"""The forecast that backlog-aware policies are fed: an EWMA of estimated demand, and what clears backlogs in time."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .reading import Reading
 class BacklogKnobs:
     """What can be tuned about estimate, forecast and clearing."""
 
-    rise: float = knob(0.7, 0.3, 1)
+    rise: float = knob(0.9, 0.3, 1)
     """Gain of the EWMA when demand is above its level."""
-    fall: float = knob(0.4, 0.1, 0.9)
+    fall: float = knob(0.6, 0.1, 0.9)
     """Gain when it is below."""
-    error_gain: float = knob(0.1, 0.03, 0.3, log=True)
+    error_gain: float = knob(0.05, 0.03, 0.3, log=True)
     """Gain of the mean absolute error."""
-    margin: float = knob(1.5, 0, 3)
+    margin: float = knob(1.0, 0, 3)
     """Mean absolute errors asked for on top of the level."""
-    trend: float = knob(0.0, 0, 1)
+    trend: float = knob(0.7, 0, 1.5)
     """Share of the latest rise of demand that is expected to happen again."""
     clear_ticks: float = knob(2.0, 1, 8, log=True)
     """A backlog is to be gone after so many ticks."""
-    cache_gain: float = knob(0.2, 0.02, 0.5, log=True)
+    cache_gain: float = knob(0.06, 0.01, 0.5, log=True)
     """How fast the claim on ways follows what is used: a way that moves is empty for a while."""
-    probe: float = knob(1.15, 1.02, 1.5)
+    probe: float = knob(1.1, 1.0, 1.5)
     """See :class:`~.estimate.EstimateOptions`."""
 
 

@@ -2,11 +2,11 @@
 
 A throttled VM shows its limit, not its demand. What it queues behind the limit is its **backlog**: requests that have
 arrived and are not done. With ``u`` (N, R) the usage of the tick, ``w`` (N, R) the work seen waiting (threads that
-waited for a CPU, requests held back in the block layer: ``demand_low - usage`` and ``wait_ns``), every equation is about
-one number for a VM, its work measured as ``Y(x) = sum_r x_r / capacity_r`` over CPU, memory and IO:
+waited for a CPU, requests held back in the block layer: ``demand_low - usage`` and ``wait_ns``), every equation is
+about one number for a VM, its work measured as ``Y(x) = sum_r x_r / capacity_r`` over CPU, memory and IO:
 
-- **Direction.** Requests in the queue are taken to need what the requests served in this tick needed, so a backlog that
-  is seen at one resource ``k`` stands in the same proportion at all: ``b_r = h u_r`` with ``h = w_k / u_k``, the backlog
+- **Direction.** Requests in the queue are taken to need what the requests served in this tick needed, so a backlog
+  seen at one resource ``k`` stands in the same proportion at all: ``b_r = h u_r`` with ``h = w_k / u_k``, the backlog
   in ticks of the present service. By Little's law (Operations Research 9(3), 1961) ``h`` is also the **queueing delay**
   that the newest request will have, if service goes on as now.
 - **Exact.** Where ``w`` is below what can be seen of it (a VM has only so many threads that can wait, the block layer
@@ -29,6 +29,8 @@ from .reading import Quality, Reading
 _CENSORED = np.uint8(Quality.CENSORED)
 _MISSING = np.uint8(Quality.MISSING)
 _TINY = 1e-9
+IDLE_SHARE = 0.02
+"""A VM that uses less than this share of its demand says nothing of what its requests need: the demand does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,7 +88,7 @@ class Estimator:
         self._cpu_per_ns = float(host.topology.units_per_cpu)
         self._most_cpu = host.cap[:, CPU].astype(float)
         self._floor = np.maximum(host.floor, _TINY) * 0.01
-        self._wait, self._ratio, self._scratch = np.zeros((n, R)), np.zeros((n, R)), np.zeros((n, R))
+        self._wait, self._ratio, self._base = np.zeros((n, R)), np.zeros((n, R)), np.zeros((n, R))
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1 for a new one."""
@@ -104,8 +106,11 @@ class Estimator:
         np.copyto(u, reading.usage, where=~missing)
         self._see_waiting(reading, u, w, missing if any_missing else None)
         censored = (reading.quality & _CENSORED) != 0
-        np.maximum(u, self._floor, out=ratio)
-        np.divide(w, ratio, out=ratio)
+        base = self._base
+        np.multiply(self.demand, IDLE_SHARE, out=base)
+        np.fmax(base, u, out=base)  # passes over the NaN of VMs never heard of
+        np.maximum(base, self._floor, out=base)
+        np.divide(w, base, out=ratio)
         seen = ratio.max(axis=1)
         seen[seen < o.noise_share] = 0.0
         hidden = censored[:, MEMORY] & (seen <= 0.0)
@@ -115,7 +120,9 @@ class Estimator:
             unsure |= missing[:, (CPU, MEMORY, IO)].any(axis=1)
 
         served = np.einsum("ij,ij->i", u, self._scale)
-        seen_work = seen * served
+        rate = np.einsum("ij,ij->i", base, self._scale)
+        np.maximum(rate, _TINY, out=rate)
+        seen_work = seen * rate
         before = self._work
         # A backlog that is known of explains why the limit is reached; without one, demand must be above usage.
         arrived = np.maximum(self._level, served * np.where(hidden & (before <= 0.1 * served), o.probe, o.hold))
@@ -140,15 +147,14 @@ class Estimator:
             self.known |= new
         self._work, self._sure = work, ~unsure
 
-        np.maximum(served, _TINY, out=served)
-        np.divide(work, served, out=self.delay_ticks)
-        np.multiply(u, self.delay_ticks[:, None], out=self.backlog)
+        np.divide(work, rate, out=self.delay_ticks)
+        np.multiply(base, self.delay_ticks[:, None], out=self.backlog)
         self.backlog[:, CACHE] = 0.0
         cache = self.demand[:, CACHE]
         np.copyto(cache, reading.usage[:, CACHE], where=~missing[:, CACHE])
         np.multiply(cache, o.probe, out=cache, where=censored[:, CACHE] & ~missing[:, CACHE])
         kept = cache.copy()
-        np.multiply(u, (demand / served)[:, None], out=self.demand)
+        np.multiply(base, (demand / rate)[:, None], out=self.demand)
         self.demand[:, CACHE] = kept
         if not self.known.all():
             self.demand[~self.known] = np.nan

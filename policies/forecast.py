@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from .host import FloatArray, Host, IntArray, R
+from .knobs import knob
 from .reading import Quality, Reading
 
 PROBE = 1.25
@@ -87,6 +88,20 @@ class LastValue:
         """See :class:`Forecaster`."""
         self._last = carry(self._last, rows, host.reservation.astype(float))
         self._seen = np.empty_like(self._last)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EwmaKnobs:
+    """What can be tuned about :class:`Ewma`."""
+
+    rise: float = knob(0.7, 0.3, 1.0)
+    """Gain when demand is above its level."""
+    fall: float = knob(0.5, 0.1, 0.9)
+    """Gain when it is below."""
+    error_gain: float = knob(0.1, 0.03, 0.3, log=True)
+    """Gain of the mean absolute error."""
+    margin: float = knob(1.6, 0.0, 4.0)
+    """Mean absolute errors asked for on top of the level."""
 
 
 class Ewma:

@@ -1,4 +1,4 @@
-"""The policies by name: each is a forecaster and the allocator that it feeds, and knobs where there is something to tune."""
+"""The policies by name: each is a forecaster, the allocator that it feeds, and knobs where there are any."""
 
 from __future__ import annotations
 
@@ -7,11 +7,28 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-from .allocators import Allocator, BacklogWaterFilling, Equal, PrioritySort, Static, Triage, TriageKnobs, WaterFilling
+from .allocators import (
+    Allocator,
+    BacklogWaterFilling,
+    Bayesian,
+    BayesianKnobs,
+    Equal,
+    Heracles,
+    HeraclesKnobs,
+    Parties,
+    PartiesKnobs,
+    PrioritySort,
+    SmartHarvest,
+    SmartHarvestKnobs,
+    Static,
+    Triage,
+    TriageKnobs,
+    WaterFilling,
+)  # fmt: skip
 from .backlog_forecast import BacklogForecaster, BacklogKnobs
 from .decide import DecideOptions, Mind
 from .errors import InputError
-from .forecast import Ewma, Forecaster, LastValue
+from .forecast import Ewma, EwmaKnobs, Forecaster, LastValue
 from .host import Host
 from .tuned import TUNED
 
@@ -22,13 +39,27 @@ def _backlog(knobs: BacklogKnobs) -> Parts:
     return partial(BacklogForecaster, knobs=knobs), BacklogWaterFilling
 
 
+def _ewma(allocator: type[Allocator]) -> Callable[[EwmaKnobs], Parts]:
+    def parts(k: EwmaKnobs) -> Parts:
+        forecaster = partial(Ewma, rise=k.rise, fall=k.fall, error_gain=k.error_gain, margin=k.margin)
+        return forecaster, allocator
+
+    return parts
+
+
 def _triage(knobs: TriageKnobs) -> Parts:
     return partial(BacklogForecaster, knobs=knobs), partial(Triage, knobs)
 
 
 KNOBS: dict[str, tuple[type[Any], Callable[[Any], Parts]]] = {
+    "priority": (EwmaKnobs, _ewma(PrioritySort)),
+    "forecast": (EwmaKnobs, _ewma(WaterFilling)),
     "backlog": (BacklogKnobs, _backlog),
     "triage": (TriageKnobs, _triage),
+    "parties": (PartiesKnobs, lambda knobs: (BacklogForecaster, partial(Parties, knobs))),
+    "heracles": (HeraclesKnobs, lambda knobs: (BacklogForecaster, partial(Heracles, knobs))),
+    "smartharvest": (SmartHarvestKnobs, lambda knobs: (BacklogForecaster, partial(SmartHarvest, knobs))),
+    "bayesian": (BayesianKnobs, lambda knobs: (BacklogForecaster, partial(Bayesian, knobs))),
 }
 """The policies that can be tuned: their knobs, and what makes forecaster and allocator of them."""
 
@@ -56,10 +87,14 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
     "static": (LastValue, Static, "the whole host in proportion to the reservations, for ever"),
     "equal": (LastValue, Equal, "every pool in equal parts"),
     "last-value": (LastValue, PrioritySort, "the priority sort on the last observed demand"),
-    "priority": (Ewma, PrioritySort, "the priority sort on an EWMA forecast"),
-    "forecast": (Ewma, WaterFilling, "water-filling on an EWMA forecast"),
+    "priority": _parts("priority", "the priority sort on an EWMA forecast"),
+    "forecast": _parts("forecast", "water-filling on an EWMA forecast"),
     "backlog": _parts("backlog", "water-filling of demand and of the backlog to be cleared in time"),
     "triage": _parts("triage", "serves whole whom it helps most where not everybody can be, water-fills the rest"),
+    "parties": _parts("parties", "one unit of one resource of one VM at a time, by slack (PARTIES, ASPLOS'19)"),
+    "heracles": _parts("heracles", "the lowest priority lives on what the others can spare (Heracles, ISCA'15)"),
+    "smartharvest": _parts("smartharvest", "learns each VM's next peak online, with safeguards (SmartHarvest-like)"),
+    "bayesian": _parts("bayesian", "Bayesian optimisation over whole partitions (CLITE-like)"),
 }
 DEFAULT = "forecast"
 

@@ -27,6 +27,7 @@ from .rollout import rollout
 STEP_SHARE, LAST_STEP_SHARE = 0.2, 0.04
 """Standard deviation of the second half's steps in shares of a knob's range: at its start, at its end."""
 
+_LINE = 90  # characters of a command on one line of the file
 SCORE_POINTS = 5.0
 """Points of V added before V is set in relation: tenths of a point at mild load must not outweigh whole ones over."""
 
@@ -80,8 +81,8 @@ def tune(
     """Return the best knobs of ``policy`` found over ``scenarios``, with every trial.
 
     Load classes differ in scale (0.3 % mild, 30 % over), so each scenario's V counts relative to that of the defaults,
-    with SCORE_POINTS on both. ``progress`` is called with the steps spent and each trial. Raises InputError for a policy
-    without knobs or an empty list of scenarios.
+    with SCORE_POINTS on both. ``progress`` is called with the steps spent and each trial. Raises InputError for a
+    policy without knobs or an empty list of scenarios.
     """
     o = options or TuneOptions()
     if policy not in KNOBS:
@@ -158,7 +159,9 @@ def write_tuned(path: Path, policy: str, knobs: Any, command: str) -> None:
         lines += [f'        "{key}": {value!r},' for key, value in tuned[name].items()]
         lines.append("    },")
     lines += ["}", "COMMANDS: dict[str, str] = {"]
-    lines += [f"    {_quoted(name)}: {_quoted(commands[name])}," for name in sorted(commands)]
+    for name in sorted(commands):
+        parts = [commands[name][i : i + _LINE] for i in range(0, len(commands[name]), _LINE)] or [""]
+        lines += [f"    {_quoted(name)}: (", *(f"        {_quoted(part)}" for part in parts), "    ),"]
     lines += ["}", '"""The command that made each."""', ""]
     path.write_text("\n".join(lines))
 

@@ -2,12 +2,17 @@
 
 from .backlog_water_filling import BacklogWaterFilling
 from .base import Allocator, Request
+from .bayesian import Bayesian, BayesianKnobs
 from .fixed import Equal, Static
+from .heracles import Heracles, HeraclesKnobs
+from .parties import Parties, PartiesKnobs
 from .priority_sort import PrioritySort
+from .smartharvest import SmartHarvest, SmartHarvestKnobs
 from .triage import Triage, TriageKnobs
 from .water_filling import WaterFilling
 
 __all__ = [
-    "Allocator", "BacklogWaterFilling", "Equal", "PrioritySort", "Request", "Static", "Triage", "TriageKnobs",
+    "Allocator", "BacklogWaterFilling", "Bayesian", "BayesianKnobs", "Equal", "Heracles", "HeraclesKnobs", "Parties",
+    "PartiesKnobs", "PrioritySort", "Request", "SmartHarvest", "SmartHarvestKnobs", "Static", "Triage", "TriageKnobs",
     "WaterFilling",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ import numpy as np
 
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.host import BoolArray, FloatArray, Host, IntArray, R
+from foreshare.policies.rounding import apportion
 
 
 @dataclass(slots=True, eq=False)
@@ -72,3 +73,27 @@ class Allocator(Protocol):
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """Return units (N, R) for this tick."""
         ...
+
+
+def former_rows(old: Host | None, new: Host) -> IntArray:
+    """Return (N,) the row that each VM of ``new`` had in ``old``, by UUID; -1 for those that were not there."""
+    rows = {} if old is None else {u: i for i, u in enumerate(old.vms.uuid)}
+    return np.array([rows.get(u, -1) for u in new.vms.uuid], np.int64)
+
+
+def whole_units(x: FloatArray, host: Host) -> IntArray:
+    """Round amounts (N, R), whose pool sums are within capacity, to units in granules."""
+    out = np.zeros(x.shape, np.int64)
+    for g in host.groups:
+        out[g.rows, g.cols] = apportion(
+            x[g.rows, g.cols], host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows]
+        )
+    return out
+
+
+def within_capacity(x: FloatArray, host: Host) -> FloatArray:
+    """Shrink the columns of ``x`` (N, R) that exceed their pool in proportion; return the same array."""
+    for g in host.groups:
+        block = x[g.rows, g.cols]
+        x[g.rows, g.cols] = block * np.minimum(1.0, g.capacity / np.maximum(block.sum(axis=0), 1e-9))
+    return x

@@ -3,14 +3,15 @@
 Under overload water-filling spreads misery: everybody gets a little too little, every queue grows, and everybody is
 late. Triage takes what VMs ask beyond their low ends ``min(ask, reservation)``, the extras ``E`` (N, R), and
 
-1. prices each resource by its scarcity, ``price_r = max(sum_i E_ir / room_r - 1, 0) + floor_price`` with ``room`` what
+1. prices each resource by its scarcity, ``price_r = max(sum_i E_ir / room_r - 1, 0) ** price_power`` with ``room`` what
    is left above the low ends;
-2. orders VMs by ``weight_i / cost_i`` with ``cost_i = sum_r price_r E_ir / room_r``, the scarcity-priced share that
-   serving the VM takes, and ``weight = (1 + priority) ** priority_power`` (greedy by density: Dantzig, Operations
-   Research 5(2), 1957, for one resource; the priced sum of several: Toyoda, Management Science 21(12), 1975);
-3. admits VMs in that order as long as the whole of their extras fits, for ``passes`` passes, so that a VM that is too
-   large does not block those behind it;
-4. water-fills what is left between the extras of the others.
+2. orders VMs by ``weight_i / cost_i ** cost_power`` with ``cost_i = sum_r price_r L_ir / room_r``, the scarcity-priced
+   share that serving the VM takes for a while (``L``: mean demand and ``backlog / horizon_ticks`` beyond the low end),
+   and ``weight = (1 + priority) ** priority_power`` (greedy by density: Dantzig, Operations Research 5(2), 1957, for
+   one resource; the priced sum of several: Toyoda, Management Science 21(12), 1975);
+3. admits VMs in that order as long as all that they need fits (mean demand, and ``margin_share`` of what is asked
+   beyond it), for ``passes`` passes, so that a VM that is too large does not block those behind it;
+4. water-fills what is left between the rest of the margins of who is admitted, then between the VMs that are not.
 
 Cache ways never decide who is admitted (best effort): their column is water-filled. Where all extras fit the answer is
 that of backlog-aware water-filling.
@@ -34,14 +35,18 @@ from .base import Request
 class TriageKnobs(BacklogKnobs):
     """What can be tuned about triage, on top of its forecast."""
 
-    priority_power: float = knob(1.0, 0.3, 3, log=True)
+    priority_power: float = knob(1.5, 0.3, 4, log=True)
     """How much a priority counts against the cost of serving it."""
-    price_power: float = knob(1.0, 0.25, 2, log=True)
+    price_power: float = knob(0.5, 0.1, 2, log=True)
     """How steeply the price of a resource rises with its scarcity."""
-    cost_power: float = knob(1.0, 0.25, 2, log=True)
+    cost_power: float = knob(0.5, 0.1, 2, log=True)
     """How much the cost of serving a VM counts."""
-    stick: float = knob(3.0, 1, 16, log=True)
+    stick: float = knob(5.0, 1, 16, log=True)
     """A VM admitted in the tick before counts so much more: turns cost moves, and half-served serves nobody."""
+    margin_share: float = knob(0.2, 0.0, 1.0)
+    """Share of what is asked above the mean forecast that admission takes; the rest comes out of what is left."""
+    horizon_ticks: float = knob(40.0, 1.0, 300.0, log=True)
+    """A backlog counts into the cost of serving a VM as if spread over so many ticks."""
     passes: int = knob(3, 1, 6)
     """How often VMs behind one that does not fit are tried."""
 
@@ -61,23 +66,47 @@ class Triage:
         """See :class:`~.base.Allocator`."""
         if host is not self._host:
             self._bind(host)
-        ask, n = request.ask, len(host)
+        ask, k = request.ask, self.knobs
         low = np.minimum(ask, host.reservation)
         extra = ask - low
-        out = np.zeros((n, R), np.int64)
-        rooms = [np.maximum(g.capacity - low[g.rows, g.cols].sum(axis=0), 0.0) for g in host.groups]
-        wanted = [extra[g.rows, g.cols].sum(axis=0) for g in host.groups]
+        groups = [(g, extra[g.rows, g.cols], low[g.rows, g.cols]) for g in host.groups]
+        rooms = [np.maximum(g.capacity - base.sum(axis=0), 0.0) for g, _, base in groups]
+        wanted = [block.sum(axis=0) for _, block, _ in groups]
         scarce = [(w > r + 1e-9) & gates for w, r, gates in zip(wanted, rooms, self._gates, strict=True)]
+        first: FloatArray | None = None
         if any(s.any() for s in scarce):
-            self._admit(extra, rooms, wanted, scarce, host)
+            first = ask - request.need
+            np.maximum(first, 0.0, out=first)
+            first *= k.margin_share
+            first += request.need
+            np.minimum(first, ask, out=first)
+            first -= low
+            np.maximum(first, 0.0, out=first)
+            first[:, CACHE] = 0.0
+            self._admit(request, low, first, rooms, wanted, scarce, host)
+            first *= self.admitted[:, None]
         else:
             self.admitted[:] = True
-        for g, room, gates in zip(host.groups, rooms, self._gates, strict=True):
-            whole = extra[g.rows, g.cols] * (self.admitted[g.rows, None] & gates)
-            left = np.maximum(room - whole.sum(axis=0), 0.0)
-            x = low[g.rows, g.cols] + whole + fill_extras(extra[g.rows, g.cols] - whole, left)
+        out = np.zeros(ask.shape, np.int64)
+        for (g, block, base), room in zip(groups, rooms, strict=True):
+            if first is None:
+                x = base + fill_extras(block, room)
+            else:
+                x = self._fill_rest(block, first[g.rows, g.cols], room, self.admitted[g.rows, None])
+                x += base
             out[g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out
+
+    @staticmethod
+    def _fill_rest(block: FloatArray, x: FloatArray, room: FloatArray, admitted: BoolArray) -> FloatArray:
+        """Share what ``x`` leaves of ``room``: column by column the margins of who is admitted, then the others."""
+        margin = block * admitted
+        margin -= x
+        left = np.maximum(room - x.sum(axis=0), 0.0)
+        need = margin.sum(axis=0)
+        ample = need <= left
+        x = x + margin * ample
+        return x + fill_extras(np.where(ample, block - x, margin), np.maximum(left - need * ample, 0.0))
 
     def _bind(self, host: Host) -> None:
         """Take over who was admitted before, by UUID."""
@@ -88,40 +117,56 @@ class Triage:
         self._gates = [_gates(g) for g in host.groups]
 
     def _admit(
-        self, extra: FloatArray, rooms: list[FloatArray], wanted: list[FloatArray], scarce: list[BoolArray], host: Host
-    ) -> None:
-        """Fill ``admitted`` for this tick."""
+        self, request: Request, low: FloatArray, first: FloatArray, rooms: list[FloatArray],
+        wanted: list[FloatArray], scarce: list[BoolArray], host: Host,
+    ) -> None:  # fmt: skip
+        """Fill ``admitted`` for this tick; ``first`` (N, R) is what admission takes beyond ``low``."""
         k, n = self.knobs, len(host)
+        cost = np.zeros(n)
+        lasting = request.backlog / k.horizon_ticks
+        lasting += request.need
+        lasting -= low
+        np.maximum(lasting, 0.0, out=lasting)
         columns: list[FloatArray] = []
         free: list[FloatArray] = []
-        cost = np.zeros(n)
         for g, room, want, short in zip(host.groups, rooms, wanted, scarce, strict=True):
-            if not short.any():
-                continue
-            share = extra[g.rows, g.cols] / np.maximum(room, 1e-9)
-            price = np.maximum(want / np.maximum(room, 1e-9) - 1.0, 0.0) ** k.price_power * short
-            cost[g.rows] += share @ price
-            column = np.zeros((n, int(short.sum())))
-            column[g.rows] = extra[g.rows, g.cols][:, short]
-            columns.append(column)
-            free.append(room[short])
-        score = self._weight / np.maximum(cost, 1e-9) ** k.cost_power
-        score *= np.where(self.admitted, k.stick, 1.0)
+            least = np.maximum(room, 1e-9)
+            price = want / least
+            price -= 1.0
+            np.maximum(price, 0.0, out=price)
+            price = price**k.price_power * short / least
+            cost[g.rows] += lasting[g.rows, g.cols] @ price
+            columns.append(_of_all(first, g, n))
+            free.append(np.where(short, room + 1e-9, np.inf))
+        np.maximum(cost, 1e-9, out=cost)
+        score = self._weight / cost**k.cost_power
+        score[self.admitted] *= k.stick
         order = np.lexsort((host.vms.rank, -score))
-        asked, left = np.concatenate(columns, axis=1)[order], np.concatenate(free) + 1e-9
-        fits = np.zeros(n, bool)
-        waiting = np.ones(n, bool)
-        for _ in range(k.passes):
-            waiting &= (asked <= left).all(axis=1)
-            if not waiting.any():
+        asked = (columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)).take(order, axis=0)
+        left = free[0] if len(free) == 1 else np.concatenate(free)
+        fits: BoolArray = np.asarray((asked.cumsum(axis=0) <= left).all(axis=1))
+        now = fits
+        for _ in range(k.passes - 1):
+            left = left - now @ asked
+            now = np.asarray((asked <= left).all(axis=1))
+            now &= ~fits
+            if not now.any():
                 break
-            now = waiting & (np.cumsum(asked * waiting[:, None], axis=0) <= left).all(axis=1)
+            now &= ((asked * now[:, None]).cumsum(axis=0) <= left).all(axis=1)
             fits |= now
-            left = left - asked[now].sum(axis=0)
-            waiting &= ~now
         self.admitted[order] = fits
+
+
+def _of_all(x: FloatArray, group: Group, n: int) -> FloatArray:
+    """Return (n, columns) the columns of ``group``, nothing for VMs that are not in it."""
+    if isinstance(group.rows, slice):
+        return x[:, group.cols]
+    out = np.zeros((n, len(group.capacity)))
+    out[group.rows] = x[group.rows, group.cols]
+    return out
 
 
 def _gates(group: Group) -> BoolArray:
     """Return (columns,) which resources of a group decide who is admitted: all but the cache."""
-    return np.arange(R)[group.cols] != CACHE
+    out: BoolArray = np.arange(R)[group.cols] != CACHE
+    return out

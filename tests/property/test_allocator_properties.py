@@ -5,15 +5,44 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hosts import hosts, table, topology
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreshare.policies.allocators import Allocator, Equal, PrioritySort, Request, Static, WaterFilling
+from foreshare.policies.allocators import (
+    Allocator,
+    BacklogWaterFilling,
+    Bayesian,
+    Equal,
+    Heracles,
+    Parties,
+    PrioritySort,
+    Request,
+    SmartHarvest,
+    Static,
+    Triage,
+    WaterFilling,
+)
+from foreshare.policies.allocators.bayesian import BayesianKnobs
+from foreshare.policies.allocators.heracles import HeraclesKnobs
+from foreshare.policies.allocators.parties import PartiesKnobs
 from foreshare.policies.allocators.priority_sort import ROTATE_TICKS
+from foreshare.policies.allocators.smartharvest import SmartHarvestKnobs
 from foreshare.policies.host import Host, Resource
 from foreshare.policies.rounding import apportion, fill_extras, fill_level
 
-ALLOCATORS = (Static, Equal, PrioritySort, WaterFilling)
+ALLOCATORS = (
+    Static,
+    Equal,
+    PrioritySort,
+    WaterFilling,
+    BacklogWaterFilling,
+    Triage,
+    Parties,
+    Heracles,
+    SmartHarvest,
+    Bayesian,
+)
+STATEFUL = (Triage, Parties, Heracles, SmartHarvest, Bayesian)
 
 
 def request(data: st.DataObject, host: Host) -> Request:
@@ -21,6 +50,62 @@ def request(data: st.DataObject, host: Host) -> Request:
     ask = np.array([[data.draw(st.floats(0, 150)) for _ in range(4)] for _ in range(n)]).reshape(n, 4)
     ask = np.clip(ask, host.floor, host.cap)
     return Request(ask, ask.copy())
+
+
+def busy(rng: np.random.Generator, host: Host) -> Request:
+    """A request with usage, backlog and delays of any size."""
+    size = host.cap.shape
+    ask = np.clip(rng.exponential(40.0, size), host.floor, host.cap)
+    need = np.clip(ask * rng.random(size), host.floor, host.cap)
+    backlog = rng.exponential(30.0, size) * (rng.random(size) < 0.5)
+    return Request(ask, need, need * rng.random(size), backlog, rng.exponential(3.0, len(host)))
+
+
+def turned_request(asked: Request, order: np.ndarray) -> Request:
+    return Request(
+        asked.ask[order], asked.need[order], asked.usage[order], asked.backlog[order], asked.delay_ticks[order]
+    )
+
+
+def every_tick(kind: type[Allocator]) -> Allocator:
+    """One that decides at every tick, so that a short run sees it at work."""
+    if kind is Triage or kind not in STATEFUL:
+        return kind()
+    knobs = {Parties: PartiesKnobs, Heracles: HeraclesKnobs, SmartHarvest: SmartHarvestKnobs, Bayesian: BayesianKnobs}
+    return kind(knobs[kind](period_ticks=1))  # type: ignore[call-arg]  # the Protocol says nothing of constructors
+
+
+@pytest.mark.parametrize("kind", STATEFUL)
+@settings(max_examples=30)
+@given(data=st.data(), host=hosts(), seed=st.integers(0, 1000))
+def test_a_history_keeps_the_rules(kind: type[Allocator], host: Host, data: st.DataObject, seed: int) -> None:
+    """Over many ticks: feasible sums, nobody below zero, the order of the rows does not matter, VMs may vanish."""
+    rng = np.random.default_rng(seed)
+    order = np.array(data.draw(st.permutations(range(len(host)))), np.int64)
+    other = Host(host.topology, host.vms.take(order))
+    one, two = every_tick(kind), every_tick(kind)
+    for tick in range(12):
+        asked = busy(rng, host)
+        kept = turned_request(asked, np.arange(len(host))).read_only()
+        units = one.allocate(kept, host, tick)
+        assert units.dtype == np.int64
+        assert (units >= 0).all()
+        for g in host.groups:
+            assert (units[g.rows, g.cols].sum(axis=0) <= g.capacity).all()
+        assert (two.allocate(turned_request(asked, order), other, tick) == units[order]).all()
+    if len(host) > 1:
+        fewer = Host(host.topology, host.vms.take(np.arange(len(host) - 1)))
+        units = one.allocate(busy(rng, fewer), fewer, 12)
+        assert units.shape == fewer.cap.shape
+        for g in fewer.groups:
+            assert (units[g.rows, g.cols].sum(axis=0) <= g.capacity).all()
+
+
+@given(host=hosts(), seed=st.integers(0, 1000))
+def test_triage_is_water_filling_where_all_fits(host: Host, seed: int) -> None:
+    asked = busy(np.random.default_rng(seed), host)
+    asked.ask[:] = np.minimum(asked.ask, host.reservation)
+    assert (Triage().allocate(asked, host, 0) == BacklogWaterFilling().allocate(asked, host, 0)).all()
 
 
 @pytest.mark.parametrize("kind", ALLOCATORS)
