@@ -29,6 +29,8 @@ from .reading import Quality, Reading
 _CENSORED = np.uint8(Quality.CENSORED)
 _MISSING = np.uint8(Quality.MISSING)
 _TINY = 1e-9
+IMPOSSIBLE = 100.0
+"""A reading of more than this many times the whole pool is a broken counter, and missing."""
 IDLE_SHARE = 0.02
 """A VM that uses less than this share of its demand says nothing of what its requests need: the demand does."""
 
@@ -86,6 +88,9 @@ class Estimator:
         capacity[:, CACHE] = 0.0
         self._scale = np.divide(1.0, capacity, out=np.zeros_like(capacity), where=capacity > 0)
         self._cpu_per_ns = float(host.topology.units_per_cpu)
+        self._most = IMPOSSIBLE * (1.0 + capacity.max(axis=0, initial=0.0))
+        self._most[CACHE] = IMPOSSIBLE * (1.0 + host.topology.way_bits)
+        """(R,) a reading beyond this is no reading."""
         self._most_cpu = host.cap[:, CPU].astype(float)
         self._floor = np.maximum(host.floor, _TINY) * 0.01
         self._wait, self._ratio, self._base = np.zeros((n, R)), np.zeros((n, R)), np.zeros((n, R))
@@ -101,7 +106,7 @@ class Estimator:
     def update(self, reading: Reading) -> None:
         """Take in one reading. Where it says nothing, demand stays and the ledger goes on."""
         o, u, w, ratio = self.options, self.usage, self._wait, self._ratio
-        missing = ~np.isfinite(reading.usage)
+        missing = ~((reading.usage >= 0.0) & (reading.usage <= self._most))  # NaN, and what no counter counts to
         any_missing = bool(missing.any())
         np.copyto(u, reading.usage, where=~missing)
         self._see_waiting(reading, u, w, missing if any_missing else None)
@@ -167,6 +172,7 @@ class Estimator:
             np.minimum(waited, np.maximum(self._most_cpu - u[:, CPU], 0.0), out=waited)  # NaN stays, fmax drops it
             np.fmax(w[:, CPU], waited, out=w[:, CPU])
         np.fmax(w, 0.0, out=w)
+        np.minimum(w, self._most, out=w)
         w[:, CACHE] = 0.0
         if missing is not None:
             w[missing] = 0.0

@@ -36,6 +36,7 @@ class Guard:
         self.host = host
         self._coarse = (host.granule[:, CPU] > 1).nonzero()[0]
         """Rows whose CPU comes in whole cores; every other granule is one unit."""
+        self._granule = host.granule[self._coarse, CPU]
         self._reservation = host.reservation.astype(np.float64)
         self.broken = False
         """The latest proposal was unusable as a whole (wrong shape or type) or had entries that are no numbers."""
@@ -63,8 +64,8 @@ class Guard:
             keep = np.minimum(previous, host.cap) - x
             np.maximum(keep, 0, out=keep)
             if len(self._coarse):
-                keep[self._coarse, CPU] -= keep[self._coarse, CPU] % host.granule[self._coarse, CPU]
-            if frozen is not None:
+                keep[self._coarse, CPU] -= keep[self._coarse, CPU] % self._granule
+            if frozen is not None and frozen.any():
                 keep[frozen] = 0
             if keep.any():
                 keep[:, CACHE] *= x[:, CACHE] > 0  # never makes an owner of ways out of a non-owner
@@ -93,8 +94,7 @@ class Guard:
     def _to_granules(self, x: IntArray) -> None:
         """Round up in place to what can change hands."""
         if len(self._coarse):
-            granule = self.host.granule[self._coarse, CPU]
-            x[self._coarse, CPU] = -(-x[self._coarse, CPU] // granule) * granule
+            x[self._coarse, CPU] = -(-x[self._coarse, CPU] // self._granule) * self._granule
 
     def _entitled(self, ask: FloatArray) -> IntArray:
         """Return (N, R) what each VM must be given whatever was proposed."""
@@ -145,11 +145,13 @@ class Guard:
     def _keep(self, x: IntArray, keep: IntArray, rows: slice | IntArray, cols: slice, capacity: IntArray) -> None:
         """Let VMs keep what nobody else wants, smallest surplus first, ties by rank."""
         extra = keep[rows, cols]
-        spare = capacity - x[rows, cols].sum(axis=0)
-        if (extra.sum(axis=0) > spare).any():
-            order = np.argsort(extra * (len(self.host) + 1) + self.host.vms.rank[rows][:, None], axis=0, kind="stable")
-            ranked = np.take_along_axis(extra, order, axis=0)
-            kept = np.zeros_like(extra)
-            np.put_along_axis(kept, order, ranked * (np.cumsum(ranked, axis=0) <= spare), axis=0)
+        spare = capacity - np.add.reduce(x[rows, cols], axis=0)
+        if (np.add.reduce(extra, axis=0) > spare).any():
+            order = (extra * (len(self.host) + 1) + self.host.vms.rank[rows, None]).argsort(axis=0)  # no two are equal
+            columns = extra.shape[1]
+            at = order * columns + np.arange(columns)  # positions in the flattened array
+            ranked = extra.take(at) if extra.flags.c_contiguous else extra.ravel()[at]
+            kept = np.zeros_like(extra, order="C")
+            kept.ravel()[at] = ranked * (ranked.cumsum(axis=0) <= spare)
             extra = kept
         x[rows, cols] += extra

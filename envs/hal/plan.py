@@ -74,7 +74,7 @@ def build_plan(host: Host, current: Placement, target: Placement) -> Plan:
         np.concatenate(controls).astype(np.int8),
         np.concatenate([*take.vm, *give.vm]),
         np.concatenate([*take.value, *give.value]),
-        np.vstack(sets) if sets else np.zeros((0, current.cpus.shape[1]), bool),
+        np.concatenate(sets) if sets else np.zeros((0, current.cpus.shape[1]), bool),
         whole and bool(host.active.all()),
     )
 

@@ -51,7 +51,8 @@ def _people(result: dict[str, Any]) -> str:
     lines += [f"{name:<12}{row['p50']:>9.1f}{row['p99']:>9.1f}{row['p999']:>9.1f}" for name, row in rows.items()]
     if result["floor_ratio_p50"] is not None:
         lines.append(
-            f"floor of apply: {result['floor_us']['p50']:.1f} us at p50, the stage takes {result['floor_ratio_p50']} x"
+            f"floor of apply: {result['floor_us']['p50']:.1f} us at p50, the stage takes {result['floor_ratio_p50']} x;"
+            f" the same writes alone in a C program {result['floor_alone_us']['p50']:.1f} us"
         )
     lines.append(
         f"decided by policy {result['decided_by_policy_pct']} %; deferred writes {result['deferred_writes_pct']} %,"
