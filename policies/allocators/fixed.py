@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import numpy as np
 
 from foreshare.policies.host import FloatArray, Host, IntArray, R
@@ -10,7 +12,7 @@ from foreshare.policies.rounding import apportion, fill_level
 from .base import Request
 
 
-class Fixed:
+class Fixed(ABC):
     """A partition worked out once for each set of VMs."""
 
     name = ""
@@ -33,9 +35,9 @@ class Fixed:
                 )
         return self._units.copy()
 
+    @abstractmethod
     def _share(self, low: FloatArray, high: FloatArray, capacity: FloatArray) -> FloatArray:
         """Return shares (n, c) between reservations and caps whose sums stay within capacity (c,)."""
-        raise NotImplementedError
 
 
 class Static(Fixed):
