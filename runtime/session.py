@@ -162,12 +162,12 @@ class Session:
         try:
             self._loop(hal, loop)
         finally:
-            hal.close()
-            if state is not None:
-                state.clear()
             for hook in hooks:
                 if isinstance(hook, MigrationHook):
                     hook.poll(kill=True)
+            hal.close()  # raises if something could not be put back; the journal then stays for `foreshare restore`
+            if state is not None:
+                state.clear()
         log.summary = summarise(hal, loop, self.policy)
         return Outcome(log.trimmed(), restored=True, notes=notes)
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from foreshare.runtime.cli.main import ANSWER_IS_NO, DONE
 from foreshare.runtime.config import load_config
 from foreshare.runtime.journal import StateDir, default_state_dir
 
@@ -44,4 +45,4 @@ def execute(args: argparse.Namespace) -> int:
     else:
         text = why or f"put back {restored} controls; {gone} were gone with their VMs"
         sys.stdout.write("".join(f"{line}\n" for line in [text, *failed]))
-    return 1 if failed or state.sidelined else 0
+    return ANSWER_IS_NO if failed or state.sidelined else DONE

@@ -83,8 +83,6 @@ class OracleAllocator:
         self._prices: FloatArray | None = None
         self._host: Host | None = None
         self._row: IntArray = np.arange(hal.simulator.vms)
-        self.bound_gap = 0.0
-        """Relative distance of the latest choice from the upper bound on what any choice is worth."""
 
     def follow(self) -> None:
         """Catch up with the host's clock."""
@@ -120,7 +118,6 @@ class OracleAllocator:
         menu = make_menu(situation, sim.model, sim.scenario.host, host, self.knobs, pays=self._kind.pays)
         found = solve(choices_of(menu, host), prices=self._prices)
         self._prices = found.prices
-        self.bound_gap = (found.bound - found.value) / max(abs(found.bound), 1e-12)
         units = menu.units[np.arange(len(host)), found.option].copy()
         hand_out_rest(units, host)
         return units
