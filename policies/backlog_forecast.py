@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .estimate import EstimateOptions, Estimator
-from .forecast import Ewma, Forecast
-from .host import CACHE, FloatArray, Host, IntArray
+from .forecast import Ewma, Forecast, at_reservation, carry
+from .host import CACHE, Host, IntArray
 from .knobs import knob
 from .reading import Reading
 
@@ -42,9 +42,9 @@ class BacklogForecaster:
         self.knobs = k = knobs or BacklogKnobs()
         self.estimator = Estimator(host, EstimateOptions(probe=k.probe))
         self._ewma = Ewma(host, rise=k.rise, fall=k.fall, error_gain=k.error_gain, margin=k.margin)
-        self._ways: FloatArray = host.reservation[:, CACHE].astype(float)
-        self._seen = np.zeros(host.cap.shape)
-        self._before = np.full(host.cap.shape, np.nan)
+        self._ways = at_reservation(host)[..., CACHE].copy()
+        self._seen = np.zeros(host.shape)
+        self._before = np.full(host.shape, np.nan)
 
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`~.forecast.Forecaster`."""
@@ -58,8 +58,8 @@ class BacklogForecaster:
             step *= k.trend
             into.upper += step
             np.copyto(self._before, e.demand)
-        self._ways += k.cache_gain * (seen[:, CACHE] - self._ways)
-        into.mean[:, CACHE] = into.upper[:, CACHE] = self._ways
+        self._ways += k.cache_gain * (seen[..., CACHE] - self._ways)
+        into.mean[..., CACHE] = into.upper[..., CACHE] = self._ways
         np.multiply(e.backlog, 1.0 / k.clear_ticks, out=into.clearing)
         np.copyto(into.backlog, e.backlog)
         np.copyto(into.delay_ticks, e.delay_ticks)
@@ -67,9 +67,8 @@ class BacklogForecaster:
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """See :class:`~.forecast.Forecaster`."""
-        known = rows >= 0
         self.estimator.rebind(host, rows)
         self._ewma.rebind(host, rows)
-        ways, before = host.reservation[:, CACHE].astype(float), np.full(host.cap.shape, np.nan)
-        ways[known], before[known] = self._ways[rows[known]], self._before[rows[known]]
-        self._ways, self._before, self._seen = ways, before, np.zeros(host.cap.shape)
+        self._ways = carry(self._ways, rows, at_reservation(host)[..., CACHE].copy(), axis=-1)
+        self._before = carry(self._before, rows, np.full(host.shape, np.nan))
+        self._seen = np.zeros(host.shape)

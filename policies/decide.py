@@ -5,6 +5,7 @@ The one function that loop, environment and benchmarks call: what trains is what
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ import numpy.typing as npt
 
 from .allocators import Allocator, PrioritySort, Request
 from .allocators.base import make_request
-from .forecast import Forecast, Forecaster
+from .errors import InputError
+from .forecast import Forecast, Forecaster, carry
 from .guard import Guard, GuardOptions
 from .host import CACHE, BoolArray, Host, IntArray, Isolation, Placement, R
-from .placement import Placer
+from .placement import BatchPlacer, Placer
 from .reading import Reading
 
 STAGES = ("forecast", "decide", "guard", "place")
@@ -32,6 +34,10 @@ class DecideOptions:
     policy_budget_ns: int = 600_000
     """A policy that took longer than this loses the tick to the priority sort."""
     guard: GuardOptions = field(default_factory=GuardOptions)
+
+
+UNHURRIED = DecideOptions(policy_budget_ns=1 << 62)
+"""Where time is virtual no policy is late: how busy the machine is must not change what happens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,11 +64,13 @@ class Mind:
     def __init__(
         self, host: Host, forecaster: Forecaster, policy: Allocator, options: DecideOptions | None = None
     ) -> None:
+        if host.batch and not policy.batched:
+            raise InputError(f"policy {policy.name!r} decides about one host at a time")
         self.options = options or DecideOptions()
         self.forecaster, self.policy = forecaster, policy
         self.fallback = PrioritySort()
         self.guard = Guard(host, self.options.guard)
-        self.placer = Placer(host)
+        self.placer: Placer | BatchPlacer = BatchPlacer(host) if host.batch else Placer(host)
         self.tick = 0
         self.stage_ns: npt.NDArray[np.int64] = np.zeros(len(STAGES), np.int64)
         """Nanoseconds that each of STAGES took in the latest tick."""
@@ -70,16 +78,16 @@ class Mind:
         self._bind(host)
 
     def _bind(self, host: Host) -> None:
-        n = len(host)
+        n, batch = len(host), host.batch
         self.host = host
-        self.forecast, self.request = Forecast.empty(n), Request.empty(n)
+        self.forecast, self.request = Forecast.empty(n, batch), Request.empty(n, batch)
         self.decision = Decision(
-            Placement.empty(n, host.topology.cpus), True, "", np.zeros((n, R), bool), np.zeros(n, bool),
-            self.request, self.forecast,
+            Placement.empty(n, host.topology.cpus, batch), True, "", np.zeros(host.shape, bool),
+            np.zeros(host.shape[:-1], bool), self.request, self.forecast,
         )  # fmt: skip
         self._shown = self.request.read_only()  # a policy that writes into it must not reach guard and fallback
-        self.held: IntArray = host.reservation.copy()
-        """(N, R) what was decided last."""
+        self.held: IntArray = np.broadcast_to(host.reservation, host.shape).copy()
+        """(..., N, R) what was decided last."""
         self._fixed = host.vms.isolation == Isolation.SECURITY
         self._any_fixed = bool(self._fixed.any())
 
@@ -92,15 +100,18 @@ class Mind:
         self.guard.rebind(host)
         self.placer.rebind(host, rows)
         self._bind(host)
-        known = rows >= 0
-        self.held[known] = held[rows[known]]
+        self.held = carry(held, rows, self.held)
 
     def warm_up(self) -> None:
-        """Run policy, fallback, guard and placement once for nothing, so that the first tick finds its code warm."""
-        _ask_policy(self)
+        """Run policy, fallback, guard and placement once for nothing, so that the first tick finds its code warm.
+
+        Nothing is learnt from it: a copy of the policy is asked.
+        """
+        _ask_policy(self, copy.deepcopy(self.policy))
         self.fallback.allocate(self.request, self.host, 0)
         units = self.guard.admit(self.held, self.request.ask, self.held)
-        Placer(self.host).place(units, Placement.empty(len(self.host), self.host.topology.cpus))
+        fresh = BatchPlacer(self.host) if self.host.batch else Placer(self.host)
+        fresh.place(units, Placement.empty(len(self.host), self.host.topology.cpus, self.host.batch))
 
     def adopt(self, placement: Placement) -> None:
         """Start from what the VMs hold now (after a restart), so that the first tick moves as little as it can."""
@@ -123,7 +134,7 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading.present, mind.options.headroom, mind.request)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
-        mind.request.ask[mind._fixed] = host.reservation[mind._fixed]
+        mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
     mind.stage_ns[0] = mind.clock_ns() - start
     return mind.request
 
@@ -132,7 +143,7 @@ def conclude_tick(mind: Mind) -> Decision:
     """Do the second half of a tick: policy or fallback, guard, placement."""
     host, now, out = mind.host, mind.clock_ns, mind.decision
     start = now()
-    proposal, out.fault = _ask_policy(mind)
+    proposal, out.fault = _ask_policy(mind, mind.policy)
     out.by_policy = proposal is not None
     out.throttled[:] = False
     if proposal is None:
@@ -146,9 +157,9 @@ def conclude_tick(mind: Mind) -> Decision:
         proposal = np.where(mind._fixed[:, None], host.reservation, proposal)
     units = mind.guard.admit(proposal, mind.request.ask, mind.held, frozen=out.throttled)
     if mind._any_fixed:
-        units[mind._fixed] = host.reservation[mind._fixed]
+        units[..., mind._fixed, :] = host.reservation[mind._fixed]
     np.greater(mind.request.need, units, out=out.contended)
-    out.contended[:, CACHE] = False  # best effort: who has no ways of his own has the shared ones
+    out.contended[..., CACHE] = False  # best effort: who has no ways of his own has the shared ones
     mind.held = units
     guard_done = now()
 
@@ -159,11 +170,11 @@ def conclude_tick(mind: Mind) -> Decision:
     return out
 
 
-def _ask_policy(mind: Mind) -> tuple[IntArray | None, str]:
+def _ask_policy(mind: Mind, policy: Allocator) -> tuple[IntArray | None, str]:
     """Return the policy's proposal, or None and what was wrong with it."""
     begun = mind.clock_ns()
     try:
-        proposal = mind.policy.allocate(mind._shown, mind.host, mind.tick)
+        proposal = policy.allocate(mind._shown, mind.host, mind.tick)
         fault = _unusable(proposal, mind.host)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in: what it raises costs it the tick, not the host
         return None, f"raised {type(error).__name__}: {error}"
@@ -174,8 +185,8 @@ def _ask_policy(mind: Mind) -> tuple[IntArray | None, str]:
 
 
 def _unusable(proposal: object, host: Host) -> str:
-    if type(proposal) is not np.ndarray or proposal.shape != host.cap.shape:
-        return f"answered {getattr(proposal, 'shape', type(proposal).__name__)}, expected {host.cap.shape}"
+    if type(proposal) is not np.ndarray or proposal.shape != host.shape:
+        return f"answered {getattr(proposal, 'shape', type(proposal).__name__)}, expected {host.shape}"
     if proposal.dtype.kind == "f" and not np.isfinite(proposal).all():
         return "answered values that are not finite"
     if proposal.dtype.kind not in "if" or proposal.dtype.itemsize > 8:

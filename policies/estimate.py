@@ -23,6 +23,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .axes import all_of, largest
+from .forecast import at_reservation, carry
 from .host import CACHE, CPU, IO, MEMORY, BoolArray, FloatArray, Host, IntArray, R
 from .reading import Quality, Reading
 
@@ -63,19 +65,19 @@ class Estimator:
 
     def __init__(self, host: Host, options: EstimateOptions | None = None) -> None:
         self.options = options or EstimateOptions()
-        n = len(host)
-        self._work = np.zeros(n)
-        self._level, self._usual = np.zeros(n), np.zeros(n)
-        self._sure = np.ones(n, bool)
-        self.usage: FloatArray = np.zeros((n, R))
+        size = host.shape
+        self._work = np.zeros(size[:-1])
+        self._level, self._usual = np.zeros(size[:-1]), np.zeros(size[:-1])
+        self._sure = np.ones(size[:-1], bool)
+        self.usage: FloatArray = np.zeros(size)
         """(N, R) units used in the tick; the last known where missing."""
-        self.demand: FloatArray = host.reservation.astype(float)
+        self.demand: FloatArray = at_reservation(host)
         """(N, R) units that the requests which arrived in this tick need; cache: ways wanted."""
-        self.backlog: FloatArray = np.zeros((n, R))
+        self.backlog: FloatArray = np.zeros(size)
         """(N, R) unit-ticks of work queued at the end of the tick; cache 0."""
-        self.delay_ticks: FloatArray = np.zeros(n)
+        self.delay_ticks: FloatArray = np.zeros(size[:-1])
         """(N,) queueing delay of the newest request at the present rate of service, ticks."""
-        self.known: BoolArray = np.zeros(n, bool)
+        self.known: BoolArray = np.zeros(size[:-1], bool)
         """(N,) whether anything was ever heard of the VM."""
         self._bind(host)
 
@@ -93,14 +95,15 @@ class Estimator:
         """(R,) a reading beyond this is no reading."""
         self._most_cpu = host.cap[:, CPU].astype(float)
         self._floor = np.maximum(host.floor, _TINY) * 0.01
-        self._wait, self._ratio, self._base = np.zeros((n, R)), np.zeros((n, R)), np.zeros((n, R))
+        self._wait, self._ratio, self._base = np.zeros(host.shape), np.zeros(host.shape), np.zeros(host.shape)
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1 for a new one."""
-        old, known = self, rows >= 0
         fresh = Estimator(host, self.options)
-        for name in ("_work", "_level", "_usual", "_sure", "usage", "demand", "backlog", "delay_ticks", "known"):
-            getattr(fresh, name)[known] = getattr(old, name)[rows[known]]
+        for name in ("usage", "demand", "backlog"):
+            setattr(fresh, name, carry(getattr(self, name), rows, getattr(fresh, name)))
+        for name in ("_work", "_level", "_usual", "_sure", "delay_ticks", "known"):
+            setattr(fresh, name, carry(getattr(self, name), rows, getattr(fresh, name), axis=-1))
         self.__dict__.update(fresh.__dict__)
 
     def update(self, reading: Reading) -> None:
@@ -116,16 +119,16 @@ class Estimator:
         np.fmax(base, u, out=base)  # passes over the NaN of VMs never heard of
         np.maximum(base, self._floor, out=base)
         np.divide(w, base, out=ratio)
-        seen = ratio.max(axis=1)
+        seen = largest(ratio)
         seen[seen < o.noise_share] = 0.0
-        hidden = censored[:, MEMORY] & (seen <= 0.0)
+        hidden = censored[..., MEMORY] & (seen <= 0.0)
         blind = self._blind(reading, w, u, censored)
         unsure = hidden | blind
         if any_missing:
-            unsure |= missing[:, (CPU, MEMORY, IO)].any(axis=1)
+            unsure |= missing[..., CPU] | missing[..., MEMORY] | missing[..., IO]
 
-        served = np.einsum("ij,ij->i", u, self._scale)
-        rate = np.einsum("ij,ij->i", base, self._scale)
+        served = np.vecdot(u, self._scale)
+        rate = np.vecdot(base, self._scale)
         np.maximum(rate, _TINY, out=rate)
         seen_work = seen * rate
         before = self._work
@@ -140,7 +143,7 @@ class Estimator:
         if loose.any():
             low, high = np.minimum(served, self._level), np.maximum(served * o.probe, self._level)
             np.copyto(demand, np.clip(demand, low, high), where=loose)
-        new = ~self.known & ~missing.all(axis=1)
+        new = ~self.known
         step = (demand - self._level) * o.gain
         np.copyto(step, np.maximum(arrived - self._level, 0.0) + o.revert * (self._usual - self._level), where=unsure)
         self._level += step
@@ -148,19 +151,20 @@ class Estimator:
         step[unsure] = 0.0
         self._usual += step
         if new.any():
+            new &= ~all_of(missing)
             self._level[new] = self._usual[new] = demand[new]
             self.known |= new
         self._work, self._sure = work, ~unsure
 
         np.divide(work, rate, out=self.delay_ticks)
-        np.multiply(base, self.delay_ticks[:, None], out=self.backlog)
-        self.backlog[:, CACHE] = 0.0
-        cache = self.demand[:, CACHE]
-        np.copyto(cache, reading.usage[:, CACHE], where=~missing[:, CACHE])
-        np.multiply(cache, o.probe, out=cache, where=censored[:, CACHE] & ~missing[:, CACHE])
+        np.multiply(base, self.delay_ticks[..., None], out=self.backlog)
+        self.backlog[..., CACHE] = 0.0
+        cache = self.demand[..., CACHE]
+        np.copyto(cache, reading.usage[..., CACHE], where=~missing[..., CACHE])
+        np.multiply(cache, o.probe, out=cache, where=censored[..., CACHE] & ~missing[..., CACHE])
         kept = cache.copy()
-        np.multiply(base, (demand / rate)[:, None], out=self.demand)
-        self.demand[:, CACHE] = kept
+        np.multiply(base, (demand / rate)[..., None], out=self.demand)
+        self.demand[..., CACHE] = kept
         if not self.known.all():
             self.demand[~self.known] = np.nan
 
@@ -169,11 +173,11 @@ class Estimator:
         np.subtract(reading.demand_low, u, out=w)
         if reading.dt_ns > 0:
             waited = reading.wait_ns * (self._cpu_per_ns / reading.dt_ns)
-            np.minimum(waited, np.maximum(self._most_cpu - u[:, CPU], 0.0), out=waited)  # NaN stays, fmax drops it
-            np.fmax(w[:, CPU], waited, out=w[:, CPU])
+            np.minimum(waited, np.maximum(self._most_cpu - u[..., CPU], 0.0), out=waited)  # NaN stays, fmax drops it
+            np.fmax(w[..., CPU], waited, out=w[..., CPU])
         np.fmax(w, 0.0, out=w)
         np.minimum(w, self._most, out=w)
-        w[:, CACHE] = 0.0
+        w[..., CACHE] = 0.0
         if missing is not None:
             w[missing] = 0.0
 
@@ -181,7 +185,7 @@ class Estimator:
         """Return (N,) whose waiting work is as much as can be seen, so that there may be more."""
         share = self.options.seen_share
         # Usage is noisy and may lie below its limit while caches are cold: their sum is what tells.
-        cpu = (w[:, CPU] + u[:, CPU] >= share * self._most_cpu) & (censored[:, CPU] | (w[:, CPU] > 0.0))
-        io = (w[:, IO] >= share * reading.limit[:, IO]) & (censored[:, IO] | (w[:, IO] > 0.0))
+        cpu = (w[..., CPU] + u[..., CPU] >= share * self._most_cpu) & (censored[..., CPU] | (w[..., CPU] > 0.0))
+        io = (w[..., IO] >= share * reading.limit[..., IO]) & (censored[..., IO] | (w[..., IO] > 0.0))
         out: BoolArray = cpu | io
         return out

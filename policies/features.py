@@ -14,8 +14,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from .allocators.base import former_rows
+from .axes import largest, total
 from .decide import Mind
-from .host import RESOURCES, FloatArray, Isolation, R
+from .forecast import carry
+from .host import RESOURCES, FloatArray, Host, Isolation, R
 
 VERSION = 1
 Float32Array = npt.NDArray[np.float32]
@@ -62,8 +65,12 @@ HOST_FEATURES: tuple[Feature, ...] = (
     Feature(name="mean_delay", unit="log(1 + ticks)", low=0.0, high=6.0, default=0.0, source="mean queueing delay"),
 )
 F, G = len(VM_FEATURES), len(HOST_FEATURES)
-_VM_LOW, _VM_HIGH = (np.array([getattr(f, k) for f in VM_FEATURES], np.float32) for k in ("low", "high"))
-_HOST_LOW, _HOST_HIGH = (np.array([getattr(f, k) for f in HOST_FEATURES], np.float32) for k in ("low", "high"))
+_AMOUNTS = 5  # ask, need, held, reservation, backlog
+_LOAD, _AFTER = _AMOUNTS * R, (_AMOUNTS + 1) * R
+_VM_BOUNDS, _HOST_BOUNDS = (
+    tuple(np.array([getattr(f, k) for f in features], np.float32) for k in ("low", "high", "default"))
+    for features in (VM_FEATURES, HOST_FEATURES)
+)
 
 
 def schema_hash() -> str:
@@ -77,55 +84,82 @@ class Encoder:
 
     def __init__(self, mind: Mind) -> None:
         self._mind = mind
-        self._uuids: tuple[str, ...] = ()
+        self._host: Host | None = None
         self._last = np.zeros(0)
 
     def encode(self) -> tuple[Float32Array, Float32Array]:
-        """Return fresh (N, F) and (G,) float32; call it once a tick, after forecast_tick()."""
-        mind = self._mind
-        host, q = mind.host, mind.request
+        """Return fresh (N, F) and (G,) float32, in a batch (H, N, F) and (H, G).
+
+        Call it once a tick, after forecast_tick().
+        """
+        mind, q = self._mind, self._mind.request
+        if mind.host is not self._host:
+            self._bind(mind.host)
+        host = mind.host
         n = len(host)
-        fair, capacity = _fair_shares(mind)
-        if self._uuids != host.vms.uuid:
-            known = dict(zip(self._uuids, self._last.tolist(), strict=True))
-            self._last = np.array([known.get(u, q.need[i, 0]) for i, u in enumerate(host.vms.uuid)])
-            self._uuids = host.vms.uuid
-        vms = np.empty((n, F))
-        blocks = (q.ask, q.need, mind.held, host.reservation, q.backlog)
-        for i, block in enumerate(blocks):
-            np.log1p(np.maximum(block, 0.0) / fair, out=vms[:, i * R : (i + 1) * R])
-        at = len(blocks) * R
-        vms[:, at : at + R] = q.need / np.maximum(mind.held, 1.0)
-        vms[:, at + R] = np.log1p(q.delay_ticks)
-        vms[:, at + R + 1] = (q.need[:, 0] - self._last) / fair[0]
-        self._last = q.need[:, 0].copy()
+        # Logarithms of float32 cost a quarter of those of float64.
+        blocks = (q.ask, q.need, mind.held, self._reservation, q.backlog)
+        amounts = np.concatenate(blocks, axis=-1, dtype=np.float32, casting="unsafe")
+        amounts *= self._scale
+        np.maximum(amounts, 0.0, out=amounts)
+        amounts += 1.0
+        np.log(amounts, out=amounts)
+        vms = np.empty((*q.ask.shape[:-1], F), np.float32)
+        vms[..., :_LOAD] = amounts
+        vms[..., _LOAD:_AFTER] = q.need / np.maximum(mind.held, 1.0)
+        vms[..., _AFTER] = np.log1p(q.delay_ticks)
+        need = q.need[..., 0]
+        vms[..., _AFTER + 1] = (need - self._last) * self._per_fair[0]
+        self._last = need.copy()
+        vms[..., _AFTER + 2] = self._priority
+        vms[..., _AFTER + 3] = self._fits(q.ask)
+        vms[..., _AFTER + 4] = self._isolated
+        whole = np.empty((*q.ask.shape[:-2], G), np.float32)
+        whole[..., :R] = total(q.ask) * self._per_capacity
+        whole[..., R : 2 * R] = total(q.need) * self._per_capacity
+        whole[..., 2 * R] = self._count
+        whole[..., 2 * R + 1] = np.log1p(q.delay_ticks.sum(axis=-1) / max(n, 1))
+        return _within(vms, *_VM_BOUNDS), _within(whole, *_HOST_BOUNDS)
+
+    def _bind(self, host: Host) -> None:
+        """Work out what changes only with the VMs."""
+        rows = former_rows(self._host, host)
+        need = self._mind.request.need[..., 0]
+        self._last = carry(self._last, rows, need, axis=-1) if self._host is not None else need.copy()
+        self._host = host
+        capacity = np.zeros(R)
+        for pool in host.topology.pools:
+            capacity[pool.resource] += pool.units
+        self._per_fair = 1.0 / np.maximum(capacity / max(len(host), 1), 1e-6)
+        self._scale = np.tile(self._per_fair, _AMOUNTS).astype(np.float32)
+        self._reservation = np.broadcast_to(host.reservation, host.shape)
+        self._per_capacity = 1.0 / np.maximum(capacity, 1.0)
         priority = host.vms.priority
-        order = np.lexsort((host.vms.rank, -priority))
-        vms[:, at + R + 2] = (priority[:, None] > priority[None, :]).mean(axis=1) if n else 0.0
-        ahead = np.empty((n, R))
-        ahead[order] = np.cumsum(q.ask[order], axis=0) - q.ask[order]
-        room = 1.0 - ahead / np.maximum(capacity, 1.0)
-        vms[:, at + R + 3] = room[:, host.movable].min(axis=1) if host.movable.any() and n else 1.0
-        vms[:, at + R + 4] = host.vms.isolation != Isolation.SHARED
-        whole = np.empty(G)
-        whole[:R] = q.ask.sum(axis=0) / np.maximum(capacity, 1.0)
-        whole[R : 2 * R] = q.need.sum(axis=0) / np.maximum(capacity, 1.0)
-        whole[2 * R] = np.log1p(np.count_nonzero(host.active))
-        whole[2 * R + 1] = np.log1p(q.delay_ticks.mean()) if n else 0.0
-        return (
-            np.clip(np.nan_to_num(vms), _VM_LOW, _VM_HIGH).astype(np.float32),
-            np.clip(np.nan_to_num(whole), _HOST_LOW, _HOST_HIGH).astype(np.float32),
-        )
+        self._order = np.lexsort((host.vms.rank, -priority))
+        self._back = np.argsort(self._order)
+        self._priority = (priority[:, None] > priority[None, :]).mean(axis=1) if len(host) else np.zeros(0)
+        self._isolated = host.vms.isolation != Isolation.SHARED
+        self._count = np.log1p(np.count_nonzero(host.active))
+
+    def _fits(self, ask: FloatArray) -> FloatArray | float:
+        """Return (..., N) the room left at the scarcest resource once every VM ahead has what it asks."""
+        host = self._mind.host
+        if not len(host) or not host.movable.any():
+            return 1.0
+        ordered = ask.take(self._order, axis=-2)
+        ahead = (ordered.cumsum(axis=-2) - ordered).take(self._back, axis=-2)
+        ahead *= self._per_capacity
+        return np.asarray(1.0 - largest(ahead[..., host.movable]))
+
+
+def _within(out: Float32Array, low: Float32Array, high: Float32Array, default: Float32Array) -> Float32Array:
+    """Bring values within their bounds, in place, the default where there is none; return them."""
+    np.minimum(np.maximum(out, low, out=out), high, out=out)
+    np.copyto(out, default, where=np.isnan(out))
+    return out
 
 
 def bounds() -> tuple[tuple[Float32Array, Float32Array], tuple[Float32Array, Float32Array]]:
     """Return (low, high) of the VM features (F,) and of the host features (G,)."""
-    return (_VM_LOW.copy(), _VM_HIGH.copy()), (_HOST_LOW.copy(), _HOST_HIGH.copy())
-
-
-def _fair_shares(mind: Mind) -> tuple[FloatArray, FloatArray]:
-    """Return (R,) a VM's fair share of the whole host and (R,) its capacity, in units."""
-    capacity = np.zeros(R)
-    for pool in mind.host.topology.pools:
-        capacity[pool.resource] += pool.units
-    return np.maximum(capacity / max(len(mind.host), 1), 1e-6), capacity
+    (vm_low, vm_high, _), (host_low, host_high, _) = _VM_BOUNDS, _HOST_BOUNDS
+    return (vm_low.copy(), vm_high.copy()), (host_low.copy(), host_high.copy())

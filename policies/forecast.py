@@ -7,10 +7,12 @@ value is raised by ``PROBE`` so that a throttled VM is found out in a few ticks 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
+from .axes import any_of
 from .host import FloatArray, Host, IntArray, R
 from .knobs import knob
 from .reading import Quality, Reading
@@ -22,7 +24,7 @@ MISSING_WIDEN = 1.05
 
 @dataclass(slots=True, eq=False)
 class Forecast:
-    """Demand in units, (N, R). ``mean`` is the expectation, ``upper`` what demand stays below nine times out of ten."""
+    """Demand in units, (N, R), in a batch (H, N, R). ``mean`` is the expectation, ``upper`` what demand stays below nine times out of ten."""
 
     mean: FloatArray
     upper: FloatArray
@@ -36,17 +38,17 @@ class Forecast:
     """(N,) queueing delay now, ticks; 0 from forecasters that do not look at it."""
 
     def __post_init__(self) -> None:
-        n = len(self.mean)
+        size = self.mean.shape
         for name in ("clearing", "usage", "backlog"):
-            if getattr(self, name).shape != (n, R):
-                setattr(self, name, np.zeros((n, R)))
-        if self.delay_ticks.shape != (n,):
-            self.delay_ticks = np.zeros(n)
+            if getattr(self, name).shape != size:
+                setattr(self, name, np.zeros(size))
+        if self.delay_ticks.shape != size[:-1]:
+            self.delay_ticks = np.zeros(size[:-1])
 
     @classmethod
-    def empty(cls, n: int) -> Forecast:
+    def empty(cls, n: int, batch: tuple[int, ...] = ()) -> Forecast:
         """Return a forecast of nothing."""
-        return cls(np.zeros((n, R)), np.zeros((n, R)))
+        return cls(np.zeros((*batch, n, R)), np.zeros((*batch, n, R)))
 
 
 class Forecaster(Protocol):
@@ -74,7 +76,7 @@ class LastValue:
     """Tomorrow is as today: mean and upper are the last observed demand."""
 
     def __init__(self, host: Host) -> None:
-        self._last = host.reservation.astype(float)
+        self._last = at_reservation(host)
         self._seen = np.empty_like(self._last)
 
     def update(self, reading: Reading, into: Forecast) -> None:
@@ -86,7 +88,7 @@ class LastValue:
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """See :class:`Forecaster`."""
-        self._last = carry(self._last, rows, host.reservation.astype(float))
+        self._last = carry(self._last, rows, at_reservation(host))
         self._seen = np.empty_like(self._last)
 
 
@@ -116,9 +118,9 @@ class Ewma:
         self, host: Host, *, rise: float = 0.7, fall: float = 0.5, error_gain: float = 0.1, margin: float = 1.6
     ) -> None:
         self.rise, self.fall, self.error_gain, self.margin = rise, fall, error_gain, margin
-        self._level = host.reservation.astype(float)
+        self._level = at_reservation(host)
         self._error = np.zeros_like(self._level)
-        self._new = np.ones(len(host), bool)
+        self._new = np.ones(host.shape[:-1], bool)
         self._most = _widest(host)
         self._scratch()
 
@@ -137,7 +139,7 @@ class Ewma:
         if any_missing:
             np.copyto(seen, self._level, where=missing)
         if self._new.any():
-            first = self._new & ~missing.any(axis=1)
+            first = self._new & ~any_of(missing)
             self._level[first] = seen[first]
             self._new &= ~first
         np.subtract(seen, self._level, out=gap)
@@ -159,9 +161,9 @@ class Ewma:
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """See :class:`Forecaster`."""
-        self._level = carry(self._level, rows, host.reservation.astype(float))
+        self._level = carry(self._level, rows, at_reservation(host))
         self._error = carry(self._error, rows, np.zeros_like(self._level))
-        self._new = np.append(self._new, True)[rows]
+        self._new = carry(self._new, rows, np.ones(host.shape[:-1], bool), axis=-1)
         self._most = _widest(host)
         self._scratch()
 
@@ -171,9 +173,20 @@ def _widest(host: Host) -> FloatArray:
     return np.maximum(host.cap, 1).astype(float)
 
 
-def carry(old: FloatArray, rows: IntArray, fresh: FloatArray) -> FloatArray:
-    """Return ``fresh`` with the rows of ``old`` that ``rows`` (former row or -1) names taken over."""
+def at_reservation(host: Host) -> FloatArray:
+    """Return every VM's reservation, (N, R) or (H, N, R): what is forecast of a VM of which nothing is known."""
+    return np.broadcast_to(host.reservation, host.shape).astype(float)
+
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+def carry(old: npt.NDArray[Kind], rows: IntArray, fresh: npt.NDArray[Kind], axis: int = -2) -> npt.NDArray[Kind]:
+    """Return ``fresh`` with the rows of ``old`` that ``rows`` (former row or -1) names taken over.
+
+    ``axis``: where the VMs are, -2 for (..., N, R) and -1 for (..., N).
+    """
     out = fresh.copy()
     known = rows >= 0
-    out[known] = old[rows[known]]
+    np.moveaxis(out, axis, 0)[known] = np.moveaxis(old, axis, 0)[rows[known]]
     return out

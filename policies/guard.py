@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .host import CACHE, CPU, BoolArray, FloatArray, Host, IntArray
+from .axes import flat_positions, flat_rows, total
+from .host import CACHE, CPU, BoolArray, FloatArray, Host, IntArray, entitled_units
 from .rounding import apportion
 
 
@@ -34,10 +35,10 @@ class Guard:
     def rebind(self, host: Host) -> None:
         """Work for another set of VMs."""
         self.host = host
-        self._coarse = (host.granule[:, CPU] > 1).nonzero()[0]
-        """Rows whose CPU comes in whole cores; every other granule is one unit."""
+        self._coarse = host.coarse
         self._granule = host.granule[self._coarse, CPU]
-        self._reservation = host.reservation.astype(np.float64)
+        self._importance = np.empty(len(host), np.int64)
+        self._importance[np.lexsort((-host.vms.rank, host.vms.priority))] = np.arange(len(host))
         self.broken = False
         """The latest proposal was unusable as a whole (wrong shape or type) or had entries that are no numbers."""
         self.changed = 0
@@ -46,14 +47,14 @@ class Guard:
     def admit(
         self, proposal: npt.ArrayLike, ask: FloatArray, previous: IntArray, *, frozen: BoolArray | None = None
     ) -> IntArray:
-        """Return feasible units (N, R) near ``proposal``.
+        """Return feasible units (N, R), in a batch (H, N, R), near ``proposal``.
 
-        ``ask`` (N, R) float: what each VM wants now; NaN counts as its reservation. ``previous`` (N, R): what it holds.
-        ``frozen`` (N,): VMs that must not keep more than they are granted (throttled ones).
+        ``ask`` (..., N, R) float: what each VM wants now; NaN counts as its reservation. ``previous`` (..., N, R): what
+        it holds. ``frozen`` (..., N): VMs that must not keep more than they are granted (throttled ones).
         """
         host = self.host
         wanted = self._numbers(proposal)
-        entitled = self._entitled(ask)
+        entitled = entitled_units(ask, host)
         x = np.minimum(np.maximum(wanted, entitled), host.cap)
         self._to_granules(x)
         self._classes(x, entitled)
@@ -64,11 +65,11 @@ class Guard:
             keep = np.minimum(previous, host.cap) - x
             np.maximum(keep, 0, out=keep)
             if len(self._coarse):
-                keep[self._coarse, CPU] -= keep[self._coarse, CPU] % self._granule
+                keep[..., self._coarse, CPU] -= keep[..., self._coarse, CPU] % self._granule
             if frozen is not None and frozen.any():
                 keep[frozen] = 0
             if keep.any():
-                keep[:, CACHE] *= x[:, CACHE] > 0  # never makes an owner of ways out of a non-owner
+                keep[..., CACHE] *= x[..., CACHE] > 0  # never makes an owner of ways out of a non-owner
                 for g in host.groups:
                     self._keep(x, keep, g.rows, g.cols, g.capacity)
         return x
@@ -77,15 +78,15 @@ class Guard:
         """Return ``proposal`` as integers; what is no number becomes the reservation."""
         host = self.host
         self.broken = False
-        if isinstance(proposal, np.ndarray) and proposal.dtype == np.int64 and proposal.shape == host.cap.shape:
+        if isinstance(proposal, np.ndarray) and proposal.dtype == np.int64 and proposal.shape == host.shape:
             return proposal
         try:
             value = np.asarray(proposal, dtype=np.float64)
         except (TypeError, ValueError, OverflowError):
             value = np.empty(0)
-        if value.shape != host.cap.shape:
+        if value.shape != host.shape:
             self.broken = True
-            return host.reservation.copy()
+            return np.broadcast_to(host.reservation, host.shape).copy()
         bad = np.isnan(value)
         self.broken = bool(bad.any())
         value = np.where(bad, host.reservation, np.clip(value, 0.0, host.cap.astype(float)))
@@ -94,64 +95,55 @@ class Guard:
     def _to_granules(self, x: IntArray) -> None:
         """Round up in place to what can change hands."""
         if len(self._coarse):
-            x[self._coarse, CPU] = -(-x[self._coarse, CPU] // self._granule) * self._granule
-
-    def _entitled(self, ask: FloatArray) -> IntArray:
-        """Return (N, R) what each VM must be given whatever was proposed."""
-        host = self.host
-        wanted = np.fmin(ask, self._reservation)  # fmin passes over NaN
-        need: IntArray = np.ceil(wanted - 1e-9).astype(np.int64)
-        np.maximum(need, host.floor, out=need)
-        self._to_granules(need)
-        low = host.topology.min_ways
-        if low > 1:
-            own = need[:, CACHE]
-            own[(own > 0) & (own < low)] = low
-        return need
+            x[..., self._coarse, CPU] = -(-x[..., self._coarse, CPU] // self._granule) * self._granule
 
     def _classes(self, x: IntArray, entitled: IntArray) -> None:
         """Send the smallest claims on ways to the shared class until owners fit into the hardware's classes."""
-        t = self.host.topology
-        ways = x[:, CACHE]
+        t, vms = self.host.topology, self.host.vms
+        ways = x[..., CACHE]
         if t.min_ways > 1:
             ways[(ways > 0) & (ways < t.min_ways)] = t.min_ways
-        owners = int(np.count_nonzero(ways))
-        spare = owners - (t.max_classes - 1)
-        if t.max_classes and spare > 0:
-            must = entitled[:, CACHE]
-            order = np.lexsort((-self.host.vms.rank, self.host.vms.priority, ways, must > 0))
-            order = order[(ways[order] > 0) & (must[order] == 0)]
-            ways[order[:spare]] = 0
+        if not t.max_classes:
+            return
+        spare = np.count_nonzero(ways, axis=-1) - (t.max_classes - 1)
+        if np.any(spare > 0):
+            bound = (ways <= 0) | (entitled[..., CACHE] > 0)
+            n = len(vms)
+            # The free claims first, small before large, unimportant before important: one number, no two alike.
+            key = (ways + bound * (t.ways + 1)) * n + self._importance
+            order = flat_rows(key.argsort(axis=-1))
+            first = np.arange(n) < np.asarray(spare)[..., None]
+            drop = np.zeros(ways.shape, bool)
+            drop.reshape(-1)[order] = first & ~bound.take(order)
+            ways[drop] = 0
 
     def _fit(self, x: IntArray, entitled: IntArray, rows: slice | IntArray, cols: slice, capacity: IntArray) -> None:
         """Shrink what stands above entitlement, in proportion, until the group's columns fit."""
-        total = x[rows, cols].sum(axis=0)
-        over = total > capacity
+        over = total(x[..., rows, cols]) > capacity
         if not over.any():
             return
-        low = entitled[rows, cols]
-        high = x[rows, cols]
+        low = entitled[..., rows, cols]
+        high = x[..., rows, cols]
         extra = (high - low).astype(float)
-        room = np.maximum(capacity - low.sum(axis=0), 0)
-        extra *= np.where(over, room / np.maximum(extra.sum(axis=0), 1.0), 1.0)
+        room = np.maximum(capacity - total(low), 0)
+        extra *= np.where(over, room / np.maximum(total(extra), 1.0), 1.0)[..., None, :]
         fitted = low + apportion(extra, self.host.granule[rows, cols], room, self.host.vms.rank[rows])
-        fitted = np.where(over, fitted, high)
+        fitted = np.where(over[..., None, :], fitted, high)
         if cols.start <= CACHE < cols.stop and self.host.topology.min_ways > 1:
-            own = fitted[:, CACHE - cols.start]
-            mine = low[:, CACHE - cols.start]
+            own = fitted[..., CACHE - cols.start]
+            mine = low[..., CACHE - cols.start]
             own[:] = np.where((own > 0) & (own < self.host.topology.min_ways), mine, own)
-        x[rows, cols] = fitted
+        x[..., rows, cols] = fitted
 
     def _keep(self, x: IntArray, keep: IntArray, rows: slice | IntArray, cols: slice, capacity: IntArray) -> None:
         """Let VMs keep what nobody else wants, smallest surplus first, ties by rank."""
-        extra = keep[rows, cols]
-        spare = capacity - np.add.reduce(x[rows, cols], axis=0)
-        if (np.add.reduce(extra, axis=0) > spare).any():
-            order = (extra * (len(self.host) + 1) + self.host.vms.rank[rows, None]).argsort(axis=0)  # no two are equal
-            columns = extra.shape[1]
-            at = order * columns + np.arange(columns)  # positions in the flattened array
+        extra = keep[..., rows, cols]
+        spare = capacity - total(x[..., rows, cols])
+        if (total(extra) > spare).any():
+            order = (extra * (len(self.host) + 1) + self.host.vms.rank[rows, None]).argsort(axis=-2)  # no two are equal
+            at = flat_positions(order)
             ranked = extra.take(at) if extra.flags.c_contiguous else extra.ravel()[at]
-            kept = np.zeros_like(extra, order="C")
-            kept.ravel()[at] = ranked * (ranked.cumsum(axis=0) <= spare)
+            kept = np.zeros(extra.shape, extra.dtype)
+            kept.ravel()[at] = ranked * (ranked.cumsum(axis=-2) <= spare[..., None, :])
             extra = kept
-        x[rows, cols] += extra
+        x[..., rows, cols] += extra

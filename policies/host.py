@@ -4,6 +4,10 @@ Shapes used everywhere: ``N`` VMs, ``R`` = 4 resources in the order of :class:`R
 ``Z`` zones. Amounts are counted in **units**, the smallest piece of a resource that can change hands on this host
 (:class:`Pool` says how much one is). A *zone* is a NUMA node: its cores, the L3 domains in it and the memory behind it.
 Every VM lives in one zone; IO bandwidth belongs to the whole host.
+
+One host or many: a simulator runs copies of a host side by side, whose VMs have the same contracts but each a demand of
+its own. Such a **batch** is a :class:`Host` with ``batch = (H,)``; what varies has (H, N, R) then, what is agreed stays
+(N, R). Everything that judges counts axes from the end and works on either, so that what trains is what ships.
 """
 
 from __future__ import annotations
@@ -204,6 +208,8 @@ class Host:
     vms: VmTable
     active: BoolArray = field(default_factory=lambda: np.ones(0, bool))
     """(N,) VMs that are there; the others hold nothing and are owed nothing. Default: all."""
+    batch: tuple[int, ...] = ()
+    """How many copies of this host are decided about side by side: () for one, (H,) for a batch."""
     movable: BoolArray = field(init=False)
     """(R,) resources that have units."""
     granule: IntArray = field(init=False)
@@ -215,6 +221,8 @@ class Host:
     cap: IntArray = field(init=False)
     """(N, R) caps, at least ``reservation``, in granules; 0 where nothing moves."""
     groups: tuple[Group, ...] = field(init=False)
+    coarse: IntArray = field(init=False)
+    """Rows whose CPU comes in whole cores; every other granule is one unit."""
 
     def __post_init__(self) -> None:
         t, v = self.topology, self.vms
@@ -250,6 +258,7 @@ class Host:
             value.setflags(write=False)
             put(self, name, value)
         put(self, "groups", _groups(t, v))
+        put(self, "coarse", np.flatnonzero(granule[:, CPU] > 1))
         self._check()
 
     def _check(self) -> None:
@@ -273,6 +282,29 @@ class Host:
 
     def __len__(self) -> int:
         return len(self.vms)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, R) or (H, N, R): the shape of what varies."""
+        return (*self.batch, len(self.vms), R)
+
+
+def entitled_units(ask: FloatArray, host: Host) -> IntArray:
+    """Return what each VM must be given, whatever is proposed, if it asks for ``ask`` (..., N, R): whole granules of
+    ``min(ask, reservation)``, at least the floor; NaN counts as the reservation.
+    """
+    wanted = np.fmin(ask, host.reservation)  # fmin passes over NaN
+    wanted -= 1e-9
+    np.ceil(wanted, out=wanted)
+    need: IntArray = wanted.astype(np.int64)
+    np.maximum(need, host.floor, out=need)
+    if len(host.coarse):
+        granule = host.granule[host.coarse, CPU]
+        need[..., host.coarse, CPU] = -(-need[..., host.coarse, CPU] // granule) * granule
+    if host.topology.min_ways > 1:
+        own = need[..., CACHE]
+        own[(own > 0) & (own < host.topology.min_ways)] = host.topology.min_ways
+    return need
 
 
 def _ceil_to(x: IntArray, step: IntArray) -> IntArray:
@@ -302,14 +334,17 @@ class Placement:
     units: IntArray
     """(N, R) units."""
     cpus: BoolArray
-    """(N, C) whether the VM may run on each managed CPU (index, not kernel number)."""
+    """(N, C) whether the VM may run on each managed CPU (index, not kernel number); (N, 0) in a batch: not tracked."""
     ways: IntArray
     """(N,) bit mask of the VM's own ways; 0 means the shared class."""
 
     @classmethod
-    def empty(cls, n: int, cpus: int) -> Placement:
+    def empty(cls, n: int, cpus: int, batch: tuple[int, ...] = ()) -> Placement:
         """Return a placement in which nobody holds anything."""
-        return cls(np.zeros((n, R), np.int64), np.zeros((n, cpus), bool), np.zeros(n, np.int64))
+        return cls(
+            np.zeros((*batch, n, R), np.int64), np.zeros((n, 0 if batch else cpus), bool),
+            np.zeros((*batch, n), np.int64),
+        )  # fmt: skip
 
     def copy_from(self, other: Placement) -> None:
         """Take over every value of ``other`` (same shapes)."""

@@ -16,6 +16,35 @@ from .ways import WayLine
 NOBODY = -1
 
 
+def way_lines(host: Host) -> list[WayLine]:
+    """Return a line for each zone's ways; none where ways cannot move."""
+    return [WayLine(host, z) for z in range(max(host.topology.zones, 1))] if host.movable[CACHE] else []
+
+
+class BatchPlacer:
+    """Places a batch of hosts, as far as anything that is simulated depends on it: who fills which ways.
+
+    Which CPUs a VM runs on changes nothing there: whoever owns cores keeps those that he can, and slices have no place.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self._lines = way_lines(host)
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
+        for line in self._lines:
+            line.rebind(host, rows)
+
+    def place(self, units: IntArray, into: Placement) -> None:
+        """Fill units and ways of ``into`` with a placement of ``units`` (H, N, R)."""
+        np.copyto(into.units, units)
+        for line in self._lines:
+            line.place(units[..., CACHE], into.ways)
+
+    def adopt(self, placement: Placement) -> None:
+        """Start from hosts as they are found: everybody in the shared class."""
+
+
 class Placer:
     """Keeps the map of who owns which unit and moves as little as it can from call to call."""
 
@@ -32,7 +61,7 @@ class Placer:
         self._whole = size == t.threads_per_core  # a core with an offline sibling serves shared VMs only
         self._owner = np.full(len(self._unit_cpu), NOBODY, np.int64)
         self._core_owner = np.full(cores, NOBODY, np.int64)
-        self._lines = [WayLine(t.ways, t.shared_ways, t.min_ways) for _ in range(max(t.zones, 1))]
+        self._lines = way_lines(host)
         self._bind(host)
 
     def _bind(self, host: Host) -> None:
@@ -46,8 +75,6 @@ class Placer:
         self._apart = apart
         self._evicted: IntArray | None = None
         self._recount()
-        for z, line in enumerate(self._lines):
-            line.pin(np.flatnonzero((v.isolation == Isolation.SECURITY) & (v.zone == z)), v.rank)
         self._by_rank = np.argsort(v.rank)  # ties must not follow the order of the rows
 
     def rebind(self, host: Host, rows: IntArray) -> None:
@@ -59,7 +86,7 @@ class Placer:
         self._owner = new_row[self._owner]
         self._core_owner = new_row[self._core_owner]
         for line in self._lines:
-            line.rename(new_row)
+            line.rebind(host, rows)
         self._bind(host)
 
     def adopt(self, placement: Placement) -> None:
@@ -87,8 +114,8 @@ class Placer:
             )
             self._owner[np.flatnonzero(free)[: keep[row]]] = row
         self._recount()
-        for zone, line in enumerate(self._lines):
-            line.adopt(placement.ways, host.vms.zone == zone)
+        for line in self._lines:
+            line.adopt(placement.ways)
 
     @property
     def owner(self) -> IntArray:
@@ -110,11 +137,8 @@ class Placer:
                 self._note_changes(before)
                 np.minimum(want, self._held, out=into.units[:, CPU])
             np.copyto(into.cpus, self._cpus)
-        if self.host.movable[CACHE]:
-            ways = units[:, CACHE]
-            for zone, line in enumerate(self._lines):
-                rows = self.host.vms.zone == zone if len(self._lines) > 1 else None
-                line.place(ways, rows, into.ways)
+        for line in self._lines:
+            line.place(units[:, CACHE], into.ways)
 
     def _note_changes(self, before: IntArray) -> None:
         """Bring counts and CPU sets up to date with the units that changed hands since ``before``."""

@@ -27,7 +27,10 @@ class Quality(IntFlag):
 
 @dataclass(slots=True, eq=False)
 class Reading:
-    """Filled in place by a HAL's ``sample``. Rates are mean rates since the previous sample, in the pools' units."""
+    """Filled in place by a HAL's ``sample``. Rates are mean rates since the previous sample, in the pools' units.
+
+    In a batch of hosts every array but ``present`` has (H, ...) in front.
+    """
 
     t_ns: int
     """Monotonic time of the sample."""
@@ -47,11 +50,12 @@ class Reading:
     """(N,) whether the VM is there at all."""
 
     @classmethod
-    def empty(cls, n: int) -> Reading:
+    def empty(cls, n: int, batch: tuple[int, ...] = ()) -> Reading:
         """Return a reading in which every value is missing."""
+        size = (*batch, n, R)
         return cls(
-            0, 0, np.full((n, R), np.nan), np.full((n, R), np.nan), np.full((n, R), np.nan), np.full(n, np.nan),
-            np.full((n, R), Quality.MISSING, np.uint8), np.ones(n, bool),
+            0, 0, np.full(size, np.nan), np.full(size, np.nan), np.full(size, np.nan), np.full(size[:-1], np.nan),
+            np.full(size, Quality.MISSING, np.uint8), np.ones(n, bool),
         )  # fmt: skip
 
     def copy(self) -> Reading:

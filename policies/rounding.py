@@ -1,14 +1,15 @@
-"""From amounts to whole units: the largest-remainder method, all columns at once."""
+"""From amounts to whole units: the largest-remainder method, all columns (and all hosts of a batch) at once."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from .axes import flat_positions, total
 from .host import FloatArray, IntArray
 
 
 def apportion(x: FloatArray, granule: IntArray, capacity: IntArray, rank: IntArray) -> IntArray:
-    """Round ``x`` (n, c) to multiples of ``granule`` (n, c) whose column sums stay within ``capacity`` (c,).
+    """Round ``x`` (..., n, c) to multiples of ``granule`` (n, c) whose column sums stay within ``capacity`` (c,).
 
     Every value is rounded down, then the largest remainders are rounded up while units are left (Hamilton's method);
     ties go by ``rank`` (n,). A column of ``x`` that sums to no more than its capacity stays within it, and each value
@@ -17,34 +18,33 @@ def apportion(x: FloatArray, granule: IntArray, capacity: IntArray, rank: IntArr
     rest = x / granule
     down = np.floor(rest + 1e-9)
     rest -= down
-    out: IntArray = (down * granule).astype(np.int64)
-    left = capacity - out.sum(axis=0)
+    out: IntArray = (down * granule).astype(np.int64, order="C")
+    left = capacity - total(out)
     if rest.size and (left > 0).any() and (rest > 1e-6).any():
-        columns = np.arange(x.shape[1])
-        order = np.argsort(rank[:, None] * 1e-9 - rest, axis=0, kind="stable")
-        at = (
-            order * len(columns) + columns
-        )  # positions in the flattened arrays: take() costs less than take_along_axis()
+        at = flat_positions(np.argsort(rank[:, None] * 1e-9 - rest, axis=-2, kind="stable"))
         step = (granule * (rest > 1e-6)).take(at)
-        out.ravel()[at] += step * (step.cumsum(axis=0) <= left)
+        out.ravel()[at] += step * (step.cumsum(axis=-2) <= left[..., None, :])
     return out
 
 
 def fill_extras(extra: FloatArray, room: FloatArray) -> FloatArray:
-    """Water-fill each column from zero: min(extra, level) with the level at which the column sums to ``room``.
+    """Water-fill each column of (..., n, c) from zero: min(extra, level), the column sums being ``room`` (..., c).
 
     As :func:`fill_level` with nothing below: with the extras ascending, after k of them have been filled the level is
     ``(room - their sum) / (n - k)``; the first that is not above its k-th extra is the level.
     """
-    n = len(extra)
-    if n == 0 or (extra.sum(axis=0) <= room).all():
+    n = extra.shape[-2]
+    if n == 0 or (total(extra) <= room).all():
         return extra
-    up = np.sort(extra, axis=0)
-    level = (room - up.cumsum(axis=0) + up) / np.arange(n, 0, -1)[:, None]
-    first = (level <= up).argmax(axis=0)
-    columns = np.arange(extra.shape[1])
-    short = level[first, columns] <= up[first, columns]
-    return np.minimum(extra, np.where(short, level[first, columns], np.inf))
+    up = np.sort(extra, axis=-2)
+    level = (room[..., None, :] - up.cumsum(axis=-2) + up) / np.arange(n, 0, -1)[:, None]
+    reached = level <= up
+    first = (reached.argmax(axis=-2)[..., None, :] * extra.shape[-1] + np.arange(extra.shape[-1])).reshape(-1)
+    if extra.ndim > 2:
+        first += np.repeat(np.arange(len(first) // extra.shape[-1]) * (n * extra.shape[-1]), extra.shape[-1])
+    short = reached.take(first)
+    found = np.where(short, level.take(first), np.inf).reshape(*extra.shape[:-2], 1, extra.shape[-1])
+    return np.minimum(extra, found)
 
 
 def fill_level(low: FloatArray, high: FloatArray, capacity: FloatArray) -> FloatArray:

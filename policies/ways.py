@@ -1,110 +1,110 @@
-"""Contiguous cache ways on a line: who fills which, with the fewest moves.
+"""Contiguous cache ways on a line: who fills which, with the fewest moves; for one host or a batch of them.
 
-The owners keep their order along the line, and their place where they can: an owner grows into free ways beside it
-before it pushes a neighbour. Pinned owners sit at the low end and move only when another pinned one comes or goes.
-Bits below ``shared`` always belong to the shared class. The loop is over owners, of whom
-there are at most as many as ways (about twenty), and runs only when a count changed.
+The owners keep their order along the line, and their place where they can: an owner grows into free ways beside it,
+those on its right first, before it pushes a neighbour. Who gives up its last way leaves a mark where it was, and comes
+back there. Pinned owners sit at the low end and move only when another pinned one comes or goes. Bits below ``shared``
+always belong to the shared class.
+
+With the VMs in the order of their places, lengths ``l_i`` with sums ``L_i = l_0 + .. + l_i``, and ``d_i`` where each
+would like to start, nobody overlaps on the left if each starts at ``s_i = max(d_i, s_{i-1} + l_{i-1})``, which is
+``max_{k<=i} (d_k + l_k - L_k) + L_i - l_i``: a running maximum. The same from the right end, with minima, moves those
+back who have passed it. So there is no loop over VMs.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .host import BoolArray, IntArray
+from .axes import flat_rows
+from .forecast import carry
+from .host import BoolArray, Host, IntArray, Isolation
 
 
 class WayLine:
-    """The ways of one zone's L3 domains."""
+    """The ways of one zone's L3 domains. Arrays are (..., N) over all VMs; those of other zones have no ways here."""
 
-    def __init__(self, ways: int, shared: int, min_ways: int) -> None:
-        self._ways, self._shared, self._min = ways, shared, min_ways
-        self._held: dict[int, tuple[int, int]] = {}  # row -> [start, end)
-        self._pinned: set[int] = set()
-        self._rank: list[int] = []
-        self._count: IntArray = np.zeros(0, np.int64)
-        self._masks: IntArray | None = None
-        """The answer to the latest ``_count``; None: work it out afresh."""
+    def __init__(self, host: Host, zone: int) -> None:
+        t = host.topology
+        self._ways, self._shared, self._zone = t.ways, t.shared_ways, zone
+        size = host.shape[:-1]
+        self._start: IntArray = np.full(size, self._ways, np.int64)
+        """Where each VM's ways begin, or would begin."""
+        self._count: IntArray = np.zeros(size, np.int64)
+        self._bind(host)
 
-    def pin(self, rows: IntArray, rank: IntArray) -> None:
-        """Let ``rows`` sit at the low end, where no neighbour's growth moves them (security class).
+    def _bind(self, host: Host) -> None:
+        v = host.vms
+        self._here: BoolArray | None = v.zone == self._zone if host.topology.zones > 1 else None
+        size = host.shape[:-1]
+        pinned = v.isolation == Isolation.SECURITY
+        self._low_end: BoolArray = np.broadcast_to(pinned, size)
+        self._pinned = bool(pinned.any())
+        # Beside the place on the line, times N: who comes first at the same place; the pinned ones before all places.
+        self._order: IntArray = v.rank + np.where(pinned, 0, (self._ways + 1) * max(len(v), 1))
+        self._masks: IntArray = _masks(self._start + self._shared, self._count)
 
-        ``rank`` (N,) breaks ties between owners, whatever order the rows have.
-        """
-        self._pinned = set(rows.tolist())
-        self._rank = rank.tolist()
-        self._masks = None
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1 for a new one."""
+        size = host.shape[:-1]
+        self._start = carry(self._start, rows, np.full(size, self._ways, np.int64), axis=-1)
+        self._count = carry(self._count, rows, np.zeros(size, np.int64), axis=-1)
+        self._bind(host)
 
-    def rename(self, new_row: IntArray) -> None:
-        """Follow the rows to their new numbers; -1 drops them."""
-        self._masks = None
-        self._held = {int(new_row[r]): span for r, span in self._held.items() if new_row[r] >= 0}
-
-    def adopt(self, masks: IntArray, rows: BoolArray) -> None:
-        """Take over the owners found in ``masks`` (N,) among ``rows`` (N,), as far as they do not overlap."""
-        self._held, self._masks = {}, None
-        end = 0
-        found = np.flatnonzero(rows & (masks != 0)).tolist()
-        spans = sorted((*_span(int(masks[r]) >> self._shared), self._rank[r], r) for r in found)
-        for start, stop, _, row in spans:
+    def adopt(self, masks: IntArray) -> None:
+        """Take over the owners found in ``masks`` (N,) of one host, as far as they do not overlap."""
+        self._count[:], end = 0, 0
+        here = masks != 0 if self._here is None else self._here & (masks != 0)
+        found = np.flatnonzero(here).tolist()
+        for (start, stop), _, row in sorted((_span(int(masks[r]) >> self._shared), self._order[r], r) for r in found):
             if start >= end and stop <= self._ways:
-                self._held[row] = (start, stop)
+                self._start[row], self._count[row] = start, stop - start
                 end = stop
+        self._masks = _masks(self._start + self._shared, self._count)
 
-    def place(self, count: IntArray, rows: BoolArray | None, into: IntArray) -> None:
-        """Write masks for ``count`` (N,) ways to ``into`` (N,), for ``rows`` only (None: all)."""
-        if rows is None and self._masks is not None and np.array_equal(count, self._count):
+    def place(self, count: IntArray, into: IntArray) -> None:
+        """Write masks for ``count`` (..., N) ways to ``into`` (..., N); VMs of other zones are passed over."""
+        here = self._here
+        want = count if here is None else count * here
+        if not np.array_equal(want, self._count):
+            self._start = self._layout(want)
+            self._count = want.copy()
+            self._masks = _masks(self._start + self._shared, want)
+        if here is None:
             into[:] = self._masks
-            return
-        owners = np.flatnonzero((count > 0) if rows is None else (count > 0) & rows)
-        want = {int(r): int(count[r]) for r in owners}
-        if {r: b - a for r, (a, b) in self._held.items()} != want:
-            self._held = self._layout(want)
-        if rows is None:
-            into[:] = 0
         else:
-            into[rows] = 0
-        for row, (start, end) in self._held.items():
-            into[row] = ((1 << (end - start)) - 1) << (start + self._shared)
-        if rows is None:
-            self._count, self._masks = count.copy(), into.copy()
+            np.copyto(into, self._masks, where=here)
 
-    def _layout(self, want: dict[int, int]) -> dict[int, tuple[int, int]]:
-        spans: list[tuple[int, int, int]] = []  # row, start, length
-        for row in sorted(self._pinned & set(want), key=lambda r: (self._held.get(r, (self._ways, 0)), self._rank[r])):
-            spans.append((row, spans[-1][1] + spans[-1][2] if spans else 0, want[row]))
-        stay = sorted((span, row) for row, span in self._held.items() if row in want and row not in self._pinned)
-        for i, ((a, b), row) in enumerate(stay):
-            length = want[row]
-            left_end = spans[-1][1] + spans[-1][2] if spans else 0
-            right = stay[i + 1][0][0] if i + 1 < len(stay) else self._ways
-            grow = length - (b - a)
-            start = a
-            if grow > 0:
-                start = a - min(max(grow - (right - b), 0), max(a - left_end, 0))
-            spans.append((row, max(start, left_end), length))
-        for row in sorted(set(want) - {r for r, _, _ in spans}, key=lambda r: self._rank[r]):
-            spans = _insert(spans, row, want[row], self._ways)
-        out: dict[int, tuple[int, int]] = {}
-        limit = self._ways
-        for row, start, length in reversed(spans):
-            at = min(start, limit - length)
-            out[row] = (at, at + length)
-            limit = at
-        return out
+    def _layout(self, want: IntArray) -> IntArray:
+        """Return where ``want`` (..., N) ways of each VM start."""
+        ways = self._ways
+        order = flat_rows((self._start * self._start.shape[-1] + self._order).argsort(axis=-1))
+        start, had, has = self._start.take(order), self._count.take(order), want.take(order)
+        stays = (had > 0) & (has > 0)
+        # Free ways on either side, as they were: between those who stay.
+        right = np.full((*start.shape[:-1], start.shape[-1] + 1), ways, np.int64)
+        np.copyto(right[..., :-1], start, where=stays)
+        right = np.minimum.accumulate(right[..., ::-1], axis=-1)[..., ::-1][..., 1:] - (start + had)
+        left = np.zeros((*start.shape[:-1], start.shape[-1] + 1), np.int64)
+        np.copyto(left[..., 1:], start + had, where=stays)
+        left = start - np.maximum.accumulate(left, axis=-1)[..., :-1]
+        back = np.minimum(np.maximum(has - had - np.maximum(right, 0), 0), np.maximum(left, 0))
+        if self._pinned:
+            start = np.where(self._low_end.take(order) & (has > 0), 0, start - back * stays)
+        else:
+            start = start - back * stays
+        total = has.cumsum(axis=-1)
+        start = np.maximum.accumulate(start + has - total, axis=-1) + total - has
+        rest = total[..., -1:] - total + has  # this one's and all behind it
+        start = np.minimum(np.minimum.accumulate((start + rest)[..., ::-1], axis=-1)[..., ::-1], ways) - rest
+        out = np.empty_like(start)
+        out.reshape(-1)[order] = start
+        return np.asarray(out)
 
 
-def _insert(spans: list[tuple[int, int, int]], row: int, length: int, ways: int) -> list[tuple[int, int, int]]:
-    """Put a new owner into the smallest gap that holds it, else at the end (where the others make room)."""
-    best, at = (ways + 1, 0), len(spans)
-    end = 0
-    for i, (_, start, size) in enumerate([*spans, (-1, ways, 0)]):
-        if length <= start - end < best[0]:
-            best, at = (start - end, end), i
-        end = start + size
-    if best[0] <= ways:
-        return [*spans[:at], (row, best[1], length), *spans[at:]]
-    end = spans[-1][1] + spans[-1][2] if spans else 0
-    return [*spans, (row, end, length)]
+def _masks(start: IntArray, count: IntArray) -> IntArray:
+    """Return runs of ``count`` ones that begin at bit ``start``; 0 where there is none."""
+    ones = np.left_shift(np.int64(1), count) - 1
+    return np.asarray(np.left_shift(ones, np.where(count > 0, start, 0)))
 
 
 def _span(mask: int) -> tuple[int, int]:

@@ -20,14 +20,13 @@ from foreshare.envs.hal import Hal, Plan, Receipt
 from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.policies.decide import Decision, Mind, decide_tick
 from foreshare.policies.host import BoolArray, Host, Placement
+from foreshare.policies.presence import Presence
 from foreshare.policies.reading import Reading
 
 from .latency import Latency
 from .meter import Meter
 from .runlog import STAGES
 
-GONE_TICKS = 3
-"""A VM that is not there for so many ticks gives up what it held."""
 COLLECT_TICKS = 500
 """Garbage of the newest generations is collected in the slack of every so-manieth tick; never inside one."""
 
@@ -110,7 +109,7 @@ class ControlLoop:
         self._seen = Placement.empty(n, mind.host.topology.cpus)
         self._reading, self._receipt = Reading.empty(n), Receipt()
         self._stage = np.zeros(len(STAGES), np.int64)
-        self._absent = np.zeros(n, np.int64)
+        self._presence = Presence(n)
         self._waiting = np.zeros(n, np.int64)
         self._verify_at = self._number = 0
         per_tick = -(-n // max(self.options.verify_ticks - 1, 1)) if n else 0
@@ -244,9 +243,7 @@ class ControlLoop:
 
     def _follow(self, present: BoolArray) -> None:
         """Reclaim from VMs that are gone for good, take back those that return."""
-        self._absent[present] = 0
-        self._absent[~present] += 1
-        active = self._absent < GONE_TICKS
+        active = self._presence.update(present)
         was = self.host.active
         if (active == was).all():
             return

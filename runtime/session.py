@@ -19,7 +19,7 @@ import numpy as np
 from foreshare.envs.hal import Hal, Host
 from foreshare.envs.hal.plan import build_plan
 from foreshare.envs.hal.virtual import VirtualClock
-from foreshare.policies.decide import DecideOptions, decide_tick
+from foreshare.policies.decide import UNHURRIED, DecideOptions, decide_tick
 from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.host import FloatArray, Placement
 from foreshare.policies.reading import Reading
@@ -33,7 +33,6 @@ from .runlog import RunLog
 
 POLICY_SHARE = 0.06
 """Of a tick: what a policy may take before it loses the tick to the priority sort; 0.6 ms of 10."""
-_NO_BUDGET_NS = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +80,7 @@ def decide_options(hal: Hal, tick_ms: float) -> DecideOptions:
     How long this machine took would else decide who decides, and the same seed would not give the same run.
     """
     if isinstance(hal.clock, VirtualClock):
-        return DecideOptions(policy_budget_ns=_NO_BUDGET_NS)
+        return UNHURRIED
     return DecideOptions(policy_budget_ns=round(POLICY_SHARE * tick_ms * 1e6))
 
 

@@ -233,6 +233,11 @@ class Simulator:
         self._account(together, bottleneck)
         self.t += 1
 
+    @property
+    def usual_arrivals(self) -> FloatArray:
+        """(N,) mean requests per tick of each VM as it is now (phases and their noise averaged out)."""
+        return self._rate
+
     def violation_pct(self) -> FloatArray:
         """Return V so far, (H,) percent."""
         return violation_pct(self.lateness.late_total, self.lateness.arrived_total, self.weight)

@@ -67,6 +67,18 @@ class Suite:
         return replace(scenario, load=dict(self.loads)[load])
 
 
+def scenario_named(name: str, *, vms: int | None = None, load: float | None = None) -> Scenario:
+    """Return a shipped scenario by name, one from a file, or the one that ``draw:SEED`` draws.
+
+    ``vms`` and ``load`` change it. Raises InputError or ConfigError for what there is not.
+    """
+    if match := re.fullmatch(r"draw:(\d{1,18})", name):
+        scenario = draw(int(match[1]), vms=vms)
+    else:
+        scenario = load_scenario(name, vms=vms)
+    return scenario if load is None else replace(scenario, load=load)
+
+
 def suite_names() -> tuple[str, ...]:
     """Return the names of the suites that ship with foreshare."""
     return tuple(sorted(p.stem for p in _FOLDER.glob("*.toml")))

@@ -116,7 +116,7 @@ class Workloads:
         self._ar: FloatArray = self._noise * z[:, 0]
         self.intensity: FloatArray = np.ones(size)
         """(H, N) arrival rate of this tick relative to the VM's mean."""
-        self.mix: FloatArray = np.ones((*size, R))
+        self.mix: FloatArray = np.where(self._phase[..., None], mix[HI], mix[LO])
         """(H, N, R) need of a request relative to its usual need; the cache column is unused."""
         self._similar: IntArray = np.flatnonzero([s.kind == "self_similar" for s in shapes])
         self._sources = (
@@ -144,8 +144,8 @@ class Workloads:
         """Advance one tick."""
         u, z = self._streams.draw()
         self._left -= 1.0
-        turn = self._left <= 0.0
-        if turn.any():
+        turn = np.flatnonzero(self._left <= 0.0)
+        if len(turn):
             self._turn(turn, u)
         self._now += self._rate * (self._target - self._now)
         self._angle += self._omega
@@ -156,22 +156,23 @@ class Workloads:
             self.intensity[:, self._similar] = self._sources.step()
         self.intensity *= 1.0 + self._ar
         np.maximum(self.intensity, 0.0, out=self.intensity)
-        np.copyto(self.mix, np.where(self._phase[..., None], self._mix[HI], self._mix[LO]))
         for i, trace, starts in self._replays:  # one for each VM that replays, not for each host
             at = (starts + self._ticks) % len(trace.intensity)
             self.intensity[:, i] = trace.intensity[at]
             self.mix[:, i] = trace.mix[at]
         self._ticks += 1
 
-    def _turn(self, turn: BoolArray, u: FloatArray) -> None:
-        """Send the VMs in ``turn`` into their other phase."""
-        self._phase ^= turn
-        mean = np.where(self._phase, self._mean_ticks[HI], self._mean_ticks[LO])
-        length = mean * (1.0 - self._jitter - self._jitter * np.log1p(-u[:, 0]))
-        level = np.where(self._phase, self._level[HI], self._level[LO]) * (1.0 + self._spread * (2.0 * u[:, 1] - 1.0))
-        np.copyto(self._left, np.maximum(np.round(length), 1.0), where=turn)
-        np.copyto(self._target, level, where=turn)
-        np.copyto(self._rate, np.where(self._phase, self._ramp[HI], self._ramp[LO]), where=turn)
+    def _turn(self, turn: IntArray, u: FloatArray) -> None:
+        """Send the VMs in ``turn``, positions in the flattened (H, N), into their other phase."""
+        host, vm = np.divmod(turn, self._phase.shape[1])
+        phase = (~self._phase[host, vm]).astype(np.int64)
+        self._phase[host, vm] = phase
+        jitter, spread = self._jitter[vm], self._spread[vm]
+        length = self._mean_ticks[phase, vm] * (1.0 - jitter - jitter * np.log1p(-u[host, 0, vm]))
+        self._left[host, vm] = np.maximum(np.round(length), 1.0)
+        self._target[host, vm] = self._level[phase, vm] * (1.0 + spread * (2.0 * u[host, 1, vm] - 1.0))
+        self._rate[host, vm] = self._ramp[phase, vm]
+        self.mix[host, vm] = self._mix[phase, vm]
 
 
 def mean_io_factor(shape: WorkloadShape, tick_ms: float) -> float:

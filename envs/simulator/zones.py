@@ -50,14 +50,15 @@ class ZoneSums:
     def __init__(self, zone: IntArray, zones: int) -> None:
         self._zone = zone
         self._member: FloatArray | None = (
-            (zone[:, None] == np.arange(zones)).astype(np.float64) if zones > 1 else None
-        )  # (N, Z)
+            (zone == np.arange(zones)[:, None]).astype(np.float64) if zones > 1 else None
+        )  # (Z, N)
 
     def total(self, amounts: FloatArray) -> FloatArray:
         """Return (H, 1) or (H, N) sums of (H, N) amounts."""
         if self._member is None:
             return np.asarray(amounts.sum(axis=1, keepdims=True))
-        return np.asarray((amounts @ self._member)[:, self._zone])
+        # Not a matrix product: its rounding would depend on how many hosts there are.
+        return np.asarray((amounts[:, None, :] * self._member).sum(axis=-1)[:, self._zone])
 
     def totals(self, amounts: FloatArray) -> FloatArray:
         """Return (H, 1, R) or (H, N, R) sums of (H, N, R) amounts; those of IO are the whole host's."""

@@ -16,6 +16,8 @@ from foreshare.policies.rounding import apportion
 class Request:
     """What the VMs' analyzers put to the manager, in units; the priorities that go with it are the host's.
 
+    Shapes are those of one host; in a batch (H, ...) stands in front.
+
     ``ask`` (N, R): what the VM should get to be on time (the forecast's upper end with headroom, in its bounds).
     ``need`` (N, R): what it is expected to use; below this it is contended.
     """
@@ -30,12 +32,12 @@ class Request:
     """(N,) queueing delay now, ticks: the nearest that a host can see of latency."""
 
     def __post_init__(self) -> None:
-        n = len(self.ask)
+        size = self.ask.shape
         for name in ("usage", "backlog"):
-            if getattr(self, name).shape != (n, R):
-                setattr(self, name, np.zeros((n, R)))
-        if self.delay_ticks.shape != (n,):
-            self.delay_ticks = np.zeros(n)
+            if getattr(self, name).shape != size:
+                setattr(self, name, np.zeros(size))
+        if self.delay_ticks.shape != size[:-1]:
+            self.delay_ticks = np.zeros(size[:-1])
 
     def read_only(self) -> Request:
         """Return views that cannot be written to, for who is asked but not trusted."""
@@ -45,9 +47,9 @@ class Request:
         return Request(*views)
 
     @classmethod
-    def empty(cls, n: int) -> Request:
+    def empty(cls, n: int, batch: tuple[int, ...] = ()) -> Request:
         """Return a request for nothing."""
-        return cls(np.zeros((n, R)), np.zeros((n, R)))
+        return cls(np.zeros((*batch, n, R)), np.zeros((*batch, n, R)))
 
 
 def make_request(forecast: Forecast, host: Host, present: BoolArray, headroom: float, into: Request) -> None:
@@ -61,17 +63,19 @@ def make_request(forecast: Forecast, host: Host, present: BoolArray, headroom: f
     into.delay_ticks[:] = forecast.delay_ticks
     if not present.all():
         gone = ~present
-        into.ask[gone] = host.floor[gone]
-        into.need[gone] = host.floor[gone]
+        into.ask[..., gone, :] = host.floor[gone]
+        into.need[..., gone, :] = host.floor[gone]
 
 
 class Allocator(Protocol):
     """Decides how many units each VM gets. The guard makes whatever comes out safe."""
 
     name: str
+    batched: bool
+    """Whether it can decide about a batch of hosts at once."""
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
-        """Return units (N, R) for this tick."""
+        """Return units (N, R) for this tick; (H, N, R) for a batch, where it can."""
         ...
 
 
@@ -85,9 +89,8 @@ def whole_units(x: FloatArray, host: Host) -> IntArray:
     """Round amounts (N, R), whose pool sums are within capacity, to units in granules."""
     out = np.zeros(x.shape, np.int64)
     for g in host.groups:
-        out[g.rows, g.cols] = apportion(
-            x[g.rows, g.cols], host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows]
-        )
+        block = x[..., g.rows, g.cols]
+        out[..., g.rows, g.cols] = apportion(block, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
     return out
 
 

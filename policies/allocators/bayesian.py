@@ -62,6 +62,7 @@ class Bayesian:
     """See the module. Draws depend on the VMs' ranks, not on the order of their rows."""
 
     name = "bayesian"
+    batched = False
 
     def __init__(self, knobs: BayesianKnobs | None = None, seed: int = 0) -> None:
         self.knobs = knobs or BayesianKnobs()

@@ -25,15 +25,15 @@ class Corrected:
     name = "corrected"
 
     def __init__(self, base: Allocator) -> None:
-        self.base = base
+        self.base, self.batched = base, base.batched
         self.action: npt.NDArray[np.floating] | None = None
-        """(N, ACTIONS), or None for no correction."""
+        """(N, ACTIONS), in a batch (H, N, ACTIONS), or None for no correction; what is no number corrects nothing."""
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
         units = self.base.allocate(request, host, tick)
         if self.action is None or not self.action.any():
             return units
-        total = np.clip(self.action[:, :1] + self.action[:, 1:], -LIMIT, LIMIT)
+        total = np.clip(np.nan_to_num(self.action[..., :1] + self.action[..., 1:]), -LIMIT, LIMIT)
         corrected: IntArray = np.rint(np.maximum(units, host.floor) * np.exp(total)).astype(np.int64)
         return corrected

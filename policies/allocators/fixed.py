@@ -16,6 +16,7 @@ class Fixed(ABC):
     """A partition worked out once for each set of VMs."""
 
     name = ""
+    batched = True
 
     def __init__(self) -> None:
         self._host: Host | None = None
@@ -33,7 +34,7 @@ class Fixed(ABC):
                 self._units[g.rows, g.cols] = apportion(
                     share, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows]
                 )
-        return self._units.copy()
+        return np.broadcast_to(self._units, host.shape).copy()
 
     @abstractmethod
     def _share(self, low: FloatArray, high: FloatArray, capacity: FloatArray) -> FloatArray:

@@ -60,6 +60,7 @@ class Heracles:
     """See the module. Best effort starts with its part of the static partition."""
 
     name = "heracles"
+    batched = False
 
     def __init__(self, knobs: HeraclesKnobs | None = None) -> None:
         self.knobs = knobs or HeraclesKnobs()

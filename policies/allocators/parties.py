@@ -54,6 +54,7 @@ class Parties:
     """See the module. Starts from the static partition."""
 
     name = "parties"
+    batched = False
 
     def __init__(self, knobs: PartiesKnobs | None = None) -> None:
         self.knobs = knobs or PartiesKnobs()

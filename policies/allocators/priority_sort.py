@@ -22,12 +22,15 @@ class PrioritySort:
     """
 
     name = "priority-sort"
+    batched = True
 
     def __init__(self) -> None:
         self.refused: BoolArray = np.zeros(0, bool)
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
+        if host.batch:  # one by one: the last resort need not be fast for many
+            return self._allocate_each(request, host, tick)
         n = len(host)
         granule, reservation = host.granule, host.reservation
         ask = (np.ceil(request.ask / granule - 1e-9) * granule).astype(np.int64)
@@ -44,6 +47,15 @@ class PrioritySort:
         out = np.where(self.refused[:, None], reservation, ask)
         out[:, CACHE] = self._cache(ask[:, CACHE], host, order)
         return out
+
+    def _allocate_each(self, request: Request, host: Host, tick: int) -> IntArray:
+        one = Host(host.topology, host.vms, host.active)
+        units, refused = np.zeros(host.shape, np.int64), np.zeros(host.shape[:-1], bool)
+        for at in np.ndindex(host.batch):
+            units[at] = self.allocate(Request(request.ask[at], request.need[at]), one, tick)
+            refused[at] = self.refused
+        self.refused = refused
+        return units
 
     @staticmethod
     def _by_pool(extra: IntArray, host: Host) -> tuple[IntArray, list[int]]:

@@ -57,6 +57,7 @@ class SmartHarvest:
     """See the module. A VM that nothing was learnt of yet is forecast at the highest level of its last window."""
 
     name = "smartharvest"
+    batched = False
 
     def __init__(self, knobs: SmartHarvestKnobs | None = None) -> None:
         self.knobs = knobs or SmartHarvestKnobs()

@@ -1,7 +1,8 @@
 """Triage: where not everybody can have what he asks, serve those whole whom it helps most, and water-fill the rest.
 
 Under overload water-filling spreads misery: everybody gets a little too little, every queue grows, and everybody is
-late. Triage takes what VMs ask beyond their low ends ``min(ask, reservation)``, the extras ``E`` (N, R), and
+late. Triage takes what VMs ask beyond their low ends, what they are entitled to (``min(ask, reservation)`` in whole
+units), the extras ``E`` (N, R), and
 
 1. prices each resource by its scarcity, ``price_r = max(sum_i E_ir / room_r - 1, 0) ** price_power`` with ``room`` what
    is left above the low ends;
@@ -23,12 +24,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foreshare.policies.axes import all_of, flat_rows, total
 from foreshare.policies.backlog_forecast import BacklogKnobs
-from foreshare.policies.host import CACHE, BoolArray, FloatArray, Group, Host, IntArray, R
+from foreshare.policies.forecast import carry
+from foreshare.policies.host import CACHE, BoolArray, FloatArray, Group, Host, IntArray, R, entitled_units
 from foreshare.policies.knobs import knob
 from foreshare.policies.rounding import apportion, fill_extras
 
-from .base import Request
+from .base import Request, former_rows
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,9 +57,10 @@ class TriageKnobs(BacklogKnobs):
 
 
 class Triage:
-    """See the module. ``admitted`` (N,) says who was served whole by the latest call."""
+    """See the module. ``admitted`` (..., N) says who was served whole by the latest call."""
 
     name = "triage"
+    batched = True
 
     def __init__(self, knobs: TriageKnobs | None = None) -> None:
         self.knobs = knobs or TriageKnobs()
@@ -67,12 +73,13 @@ class Triage:
         if host is not self._host:
             self._bind(host)
         ask, k = request.ask, self.knobs
-        low = np.minimum(ask, host.reservation)
-        extra = ask - low
-        groups = [(g, extra[g.rows, g.cols], low[g.rows, g.cols]) for g in host.groups]
-        rooms = [np.maximum(g.capacity - base.sum(axis=0), 0.0) for g, _, base in groups]
-        wanted = [block.sum(axis=0) for _, block, _ in groups]
-        scarce = [(w > r + 1e-9) & gates for w, r, gates in zip(wanted, rooms, self._gates, strict=True)]
+        low = entitled_units(ask, host).astype(np.float64)
+        extra = np.maximum(ask, low)
+        extra -= low
+        groups = [(g, extra[..., g.rows, g.cols], low[..., g.rows, g.cols]) for g in host.groups]
+        rooms = [np.maximum(g.capacity - total(base), 0.0) for g, _, base in groups]
+        wanted = [total(block) for _, block, _ in groups]
+        scarce = [(w > r + _ROUNDING) & gates for w, r, gates in zip(wanted, rooms, self._gates, strict=True)]
         first: FloatArray | None = None
         if any(s.any() for s in scarce):
             first = ask - request.need
@@ -82,9 +89,9 @@ class Triage:
             np.minimum(first, ask, out=first)
             first -= low
             np.maximum(first, 0.0, out=first)
-            first[:, CACHE] = 0.0
+            first[..., CACHE] = 0.0
             self._admit(request, low, first, rooms, wanted, scarce, host)
-            first *= self.admitted[:, None]
+            first *= self.admitted[..., None]
         else:
             self.admitted[:] = True
         out = np.zeros(ask.shape, np.int64)
@@ -92,37 +99,40 @@ class Triage:
             if first is None:
                 x = base + fill_extras(block, room)
             else:
-                x = self._fill_rest(block, first[g.rows, g.cols], room, self.admitted[g.rows, None])
+                x = self._fill_rest(block, first[..., g.rows, g.cols], room, self.admitted[..., g.rows, None])
                 x += base
-            out[g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
+            out[..., g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out
 
     @staticmethod
     def _fill_rest(block: FloatArray, x: FloatArray, room: FloatArray, admitted: BoolArray) -> FloatArray:
         """Share what ``x`` leaves of ``room``: column by column the margins of who is admitted, then the others."""
-        margin = block * admitted
-        margin -= x
-        left = np.maximum(room - x.sum(axis=0), 0.0)
-        need = margin.sum(axis=0)
-        ample = need <= left
-        x = x + margin * ample
-        return x + fill_extras(np.where(ample, block - x, margin), np.maximum(left - need * ample, 0.0))
+        whole = block * admitted
+        margin = whole - x
+        left = np.maximum(room - total(x), 0.0)
+        need = total(margin)
+        ample = need <= left + _ROUNDING
+        served = ample[..., None, :]
+        x = np.where(served, whole, x)
+        return x + fill_extras(np.where(served, block - x, margin), np.maximum(left - need * ample, 0.0))
 
     def _bind(self, host: Host) -> None:
         """Take over who was admitted before, by UUID."""
-        known = {u: bool(a) for u, a in zip(self._host.vms.uuid, self.admitted, strict=True)} if self._host else {}
-        self.admitted = np.array([known.get(u, False) for u in host.vms.uuid], bool)
+        fresh = np.zeros(host.shape[:-1], bool)
+        rows = former_rows(self._host, host)
+        self.admitted = carry(self.admitted, rows, fresh, axis=-1) if self._host is not None else fresh
         self._host = host
         self._weight = (1.0 + np.maximum(host.vms.priority, 0)) ** self.knobs.priority_power
         self._gates = [_gates(g) for g in host.groups]
+        self._by_rank = np.argsort(host.vms.rank)
 
     def _admit(
         self, request: Request, low: FloatArray, first: FloatArray, rooms: list[FloatArray],
         wanted: list[FloatArray], scarce: list[BoolArray], host: Host,
     ) -> None:  # fmt: skip
-        """Fill ``admitted`` for this tick; ``first`` (N, R) is what admission takes beyond ``low``."""
+        """Fill ``admitted`` for this tick; ``first`` (..., N, R) is what admission takes beyond ``low``."""
         k, n = self.knobs, len(host)
-        cost = np.zeros(n)
+        cost = np.zeros(low.shape[:-1])
         lasting = request.backlog / k.horizon_ticks
         lasting += request.need
         lasting -= low
@@ -135,34 +145,37 @@ class Triage:
             price -= 1.0
             np.maximum(price, 0.0, out=price)
             price = price**k.price_power * short / least
-            cost[g.rows] += lasting[g.rows, g.cols] @ price
+            cost[..., g.rows] += np.vecdot(lasting[..., g.rows, g.cols], price[..., None, :])
             columns.append(_of_all(first, g, n))
-            free.append(np.where(short, room + 1e-9, np.inf))
+            free.append(np.where(short, room + _ROUNDING, np.inf))
         np.maximum(cost, 1e-9, out=cost)
         score = self._weight / cost**k.cost_power
         score[self.admitted] *= k.stick
-        order = np.lexsort((host.vms.rank, -score))
-        asked = (columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)).take(order, axis=0)
-        left = free[0] if len(free) == 1 else np.concatenate(free)
-        fits: BoolArray = np.asarray((asked.cumsum(axis=0) <= left).all(axis=1))
-        now = fits
+        score = -score.take(self._by_rank, axis=-1)  # ties go by rank
+        order = flat_rows(self._by_rank[score.argsort(axis=-1, kind="stable")])
+        whole = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
+        asked = whole.reshape(-1, whole.shape[-1]).take(order, axis=0)
+        left = free[0] if len(free) == 1 else np.concatenate(free, axis=-1)
+        fits = all_of(asked.cumsum(axis=-2) <= left[..., None, :])
+        taken = asked * fits[..., None]
         for _ in range(k.passes - 1):
-            left = left - now @ asked
-            now = np.asarray((asked <= left).all(axis=1))
+            left = left - total(taken)
+            now = all_of(asked <= left[..., None, :])
             now &= ~fits
             if not now.any():
                 break
-            now &= ((asked * now[:, None]).cumsum(axis=0) <= left).all(axis=1)
+            now &= all_of((asked * now[..., None]).cumsum(axis=-2) <= left[..., None, :])
             fits |= now
-        self.admitted[order] = fits
+            taken = asked * now[..., None]
+        self.admitted.reshape(-1)[order] = fits
 
 
 def _of_all(x: FloatArray, group: Group, n: int) -> FloatArray:
-    """Return (n, columns) the columns of ``group``, nothing for VMs that are not in it."""
+    """Return (..., n, columns) the columns of ``group``, nothing for VMs that are not in it."""
     if isinstance(group.rows, slice):
-        return x[:, group.cols]
-    out = np.zeros((n, len(group.capacity)))
-    out[group.rows] = x[group.rows, group.cols]
+        return x[..., group.cols]
+    out = np.zeros((*x.shape[:-2], n, len(group.capacity)))
+    out[..., group.rows, :] = x[..., group.rows, group.cols]
     return out
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from foreshare.policies.host import Host, IntArray, R
+from foreshare.policies.axes import total
+from foreshare.policies.host import Host, IntArray, entitled_units
 from foreshare.policies.rounding import apportion, fill_extras
 
 from .base import Request
@@ -13,18 +14,19 @@ from .base import Request
 class WaterFilling:
     """Max-min fair shares of what VMs ask for, never below what they need of their reservation.
 
-    The low end for each VM is ``min(ask, reservation)``, the high end ``ask``; what is left above the low ends is
-    shared max-min fairly between the extras.
+    The low end for each VM is what it is entitled to, ``min(ask, reservation)`` in whole units, the high end ``ask``;
+    what is left above the low ends is shared max-min fairly between the extras.
     """
 
     name = "water-filling"
+    batched = True
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
-        out = np.zeros((len(host), R), np.int64)
+        out = np.zeros(request.ask.shape, np.int64)
+        entitled = entitled_units(request.ask, host).astype(np.float64)
         for g in host.groups:
-            ask = request.ask[g.rows, g.cols]
-            low = np.minimum(ask, host.reservation[g.rows, g.cols])
-            x = low + fill_extras(ask - low, np.maximum(g.capacity - low.sum(axis=0), 0.0))
-            out[g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
+            ask, low = request.ask[..., g.rows, g.cols], entitled[..., g.rows, g.cols]
+            x = low + fill_extras(np.maximum(ask - low, 0.0), np.maximum(g.capacity - total(low), 0.0))
+            out[..., g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out

@@ -7,7 +7,7 @@ from hosts import hosts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreshare.policies.decide import conclude_tick, forecast_tick
+from foreshare.policies.decide import UNHURRIED, conclude_tick, forecast_tick
 from foreshare.policies.features import HOST_FEATURES, VM_FEATURES, Encoder, F, G, bounds, schema_hash
 from foreshare.policies.host import Host
 from foreshare.policies.reading import Reading
@@ -65,7 +65,7 @@ def test_reordering_the_vms_reorders_the_features(host: Host, data: st.DataObjec
     other = Host(host.topology, host.vms.take(order))
     seen = []
     for h, rows in ((host, np.arange(len(host))), (other, order)):
-        mind = make_mind("triage", h)
+        mind = make_mind("triage", h, UNHURRIED)
         encoder = Encoder(mind)
         rng = np.random.default_rng(3)
         for _ in range(3):
