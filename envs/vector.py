@@ -1,8 +1,8 @@
 """Many hosts side by side as one vectorised environment: no loop over hosts or VMs in a step.
 
-Hosts of one scenario make a *block* that is stepped as arrays; several scenarios make several blocks, padded to the most
-VMs. Host ``i`` draws from its own streams, a function of seed, ``first_host + i`` and the number of its episode alone:
-the same trajectories come out whether eight hosts run side by side or one after another.
+Hosts of one scenario make a *block* that is stepped as arrays; several scenarios make several blocks, padded to the
+most VMs. Host ``i`` draws from its own streams, a function of seed, ``first_host + i`` and the number of its episode
+alone: the same trajectories come out whether eight hosts run side by side or one after another.
 
 Autoreset is Gymnasium's ``NEXT_STEP``, the only one that RLlib's runner handles rightly: the step after the last one of
 an episode passes over its action and returns the first observation of the next. All hosts of a block end together.
@@ -91,9 +91,7 @@ class PartitionVectorEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[np.floating]
             self._seed = int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> 1)
         return self._shown(self._start()), {}
 
-    def step(
-        self, actions: npt.NDArray[np.floating]
-    ) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: npt.NDArray[np.floating]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step every host; after the end of an episode, start the next one instead.
 
         Returns observations, rewards (H,) float64, terminated and truncated (H,) bool, and the reward's terms.

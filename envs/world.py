@@ -21,6 +21,7 @@ from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.envs.hal.simulated import SimulatedHal
 from foreshare.envs.simulator.host import Simulator
 from foreshare.envs.simulator.scenario import Scenario
+from foreshare.envs.simulator.streams import Seed
 from foreshare.policies.axes import any_of
 from foreshare.policies.decide import Decision, Mind, conclude_tick, forecast_tick
 from foreshare.policies.host import CACHE, FloatArray, IntArray, Placement
@@ -135,7 +136,7 @@ class SimulatedWorld:
     """``hosts`` copies of a simulated host, each with random streams of its own; arrays are (H, N, ...)."""
 
     def __init__(
-        self, scenario: Scenario, make_mind: MindMaker, *, hosts: int = 1, seed: int = 0, first_host: int = 0,
+        self, scenario: Scenario, make_mind: MindMaker, *, hosts: int = 1, seed: Seed = 0, first_host: int = 0,
         tick_ms: float = 10.0,
     ) -> None:  # fmt: skip
         """See :class:`~foreshare.envs.simulator.host.Simulator` for the arguments."""

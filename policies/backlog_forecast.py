@@ -29,10 +29,18 @@ class BacklogKnobs:
     """Share of the latest rise of demand that is expected to happen again."""
     clear_ticks: float = knob(2.0, 1, 8, log=True)
     """A backlog is to be gone after so many ticks."""
+    clear_most: float = knob(1.0, 0.1, 8.0, log=True)
+    """A backlog is cleared with at most this multiple of the demand: who is hopelessly late must not ask for all."""
     cache_gain: float = knob(0.06, 0.01, 0.5, log=True)
     """How fast the claim on ways follows what is used: a way that moves is empty for a while."""
+    cache_share: float = knob(0.0, 0.0, 1.0)
+    """Share of the ways used beyond the reserved ones that a VM claims for itself; the rest are better shared: who
+    owns two ways of sixteen has no part in the other fourteen."""
     probe: float = knob(1.1, 1.0, 1.5)
-    """See :class:`~.estimate.EstimateOptions`."""
+    """See :class:`~.estimate.EstimateOptions`, here and below."""
+    revert: float = knob(0.03, 0.002, 0.3, log=True)
+    usual_gain: float = knob(0.02, 0.003, 0.1, log=True)
+    most_ticks: float = knob(100.0, 10.0, 400.0, log=True)
 
 
 class BacklogForecaster:
@@ -40,10 +48,13 @@ class BacklogForecaster:
 
     def __init__(self, host: Host, knobs: BacklogKnobs | None = None) -> None:
         self.knobs = k = knobs or BacklogKnobs()
-        self.estimator = Estimator(host, EstimateOptions(probe=k.probe))
+        self.estimator = Estimator(
+            host, EstimateOptions(probe=k.probe, revert=k.revert, usual_gain=k.usual_gain, most_ticks=k.most_ticks)
+        )
         self._ewma = Ewma(host, rise=k.rise, fall=k.fall, error_gain=k.error_gain, margin=k.margin)
         self._ways = at_reservation(host)[..., CACHE].copy()
         self._seen = np.zeros(host.shape)
+        self._reserved = host.reservation[:, CACHE].astype(np.float64)
         self._before = np.full(host.shape, np.nan)
 
     def update(self, reading: Reading, into: Forecast) -> None:
@@ -59,8 +70,10 @@ class BacklogForecaster:
             into.upper += step
             np.copyto(self._before, e.demand)
         self._ways += k.cache_gain * (seen[..., CACHE] - self._ways)
-        into.mean[..., CACHE] = into.upper[..., CACHE] = self._ways
+        claim = self._reserved + k.cache_share * np.maximum(self._ways - self._reserved, 0.0)
+        into.mean[..., CACHE] = into.upper[..., CACHE] = claim
         np.multiply(e.backlog, 1.0 / k.clear_ticks, out=into.clearing)
+        np.minimum(into.clearing, k.clear_most * into.mean, out=into.clearing)
         np.copyto(into.backlog, e.backlog)
         np.copyto(into.delay_ticks, e.delay_ticks)
         np.copyto(into.usage, e.usage)
@@ -71,4 +84,5 @@ class BacklogForecaster:
         self._ewma.rebind(host, rows)
         self._ways = carry(self._ways, rows, at_reservation(host)[..., CACHE].copy(), axis=-1)
         self._before = carry(self._before, rows, np.full(host.shape, np.nan))
+        self._reserved = host.reservation[:, CACHE].astype(np.float64)
         self._seen = np.zeros(host.shape)

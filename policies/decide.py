@@ -18,7 +18,7 @@ from .allocators.base import make_request
 from .errors import InputError
 from .forecast import Forecast, Forecaster, carry
 from .guard import Guard, GuardOptions
-from .host import CACHE, BoolArray, Host, IntArray, Isolation, Placement, R
+from .host import CACHE, BoolArray, Host, IntArray, Isolation, Placement
 from .placement import BatchPlacer, Placer
 from .reading import Reading
 

@@ -33,6 +33,10 @@ _MISSING = np.uint8(Quality.MISSING)
 _TINY = 1e-9
 IMPOSSIBLE = 100.0
 """A reading of more than this many times the whole pool is a broken counter, and missing."""
+STILL_TICKS = 8
+"""A counter that says exactly 0 after it had counted may stand still: for so long its value is missing, then it is 0."""
+OVER_LIMIT = 1.25
+"""Nobody uses more than this multiple of his limit: what a counter that stood still then shows at once is no rate."""
 IDLE_SHARE = 0.02
 """A VM that uses less than this share of its demand says nothing of what its requests need: the demand does."""
 
@@ -95,6 +99,8 @@ class Estimator:
         """(R,) a reading beyond this is no reading."""
         self._most_cpu = host.cap[:, CPU].astype(float)
         self._floor = np.maximum(host.floor, _TINY) * 0.01
+        self._floor_units = np.maximum(host.floor, 1.0)
+        self._still: IntArray = np.zeros(host.shape, np.int64)
         self._wait, self._ratio, self._base = np.zeros(host.shape), np.zeros(host.shape), np.zeros(host.shape)
 
     def rebind(self, host: Host, rows: IntArray) -> None:
@@ -109,7 +115,7 @@ class Estimator:
     def update(self, reading: Reading) -> None:
         """Take in one reading. Where it says nothing, demand stays and the ledger goes on."""
         o, u, w, ratio = self.options, self.usage, self._wait, self._ratio
-        missing = ~((reading.usage >= 0.0) & (reading.usage <= self._most))  # NaN, and what no counter counts to
+        missing = self._not_to_believe(reading)
         any_missing = bool(missing.any())
         np.copyto(u, reading.usage, where=~missing)
         self._see_waiting(reading, u, w, missing if any_missing else None)
@@ -167,6 +173,23 @@ class Estimator:
         self.demand[..., CACHE] = kept
         if not self.known.all():
             self.demand[~self.known] = np.nan
+
+    def _not_to_believe(self, reading: Reading) -> BoolArray:
+        """Return (..., N, R) where usage is missing, cannot be, or may come from a counter that stands still."""
+        believed = reading.usage >= 0.0  # not for NaN
+        believed &= reading.usage <= self._most  # no counter counts to more
+        np.maximum(reading.limit, self._floor_units, out=self._ratio)
+        self._ratio *= OVER_LIMIT
+        out: BoolArray = ~believed | (reading.usage > self._ratio)
+        zero = (reading.usage == 0.0) & (self.usage > self._floor)
+        zero[..., CACHE] = False
+        if zero.any():
+            self._still += 1
+            self._still *= zero
+            out |= zero & (self._still <= STILL_TICKS)
+        elif self._still.any():
+            self._still[:] = 0
+        return out
 
     def _see_waiting(self, reading: Reading, u: FloatArray, w: FloatArray, missing: BoolArray | None) -> None:
         """Fill ``w`` with the work seen waiting, unit-ticks."""

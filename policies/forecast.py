@@ -24,7 +24,10 @@ MISSING_WIDEN = 1.05
 
 @dataclass(slots=True, eq=False)
 class Forecast:
-    """Demand in units, (N, R), in a batch (H, N, R). ``mean`` is the expectation, ``upper`` what demand stays below nine times out of ten."""
+    """Demand in units, (N, R), in a batch (H, N, R).
+
+    ``mean`` is the expectation, ``upper`` what demand stays below nine times out of ten.
+    """
 
     mean: FloatArray
     upper: FloatArray

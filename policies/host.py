@@ -290,8 +290,9 @@ class Host:
 
 
 def entitled_units(ask: FloatArray, host: Host) -> IntArray:
-    """Return what each VM must be given, whatever is proposed, if it asks for ``ask`` (..., N, R): whole granules of
-    ``min(ask, reservation)``, at least the floor; NaN counts as the reservation.
+    """Return what each VM must be given, whatever is proposed, if it asks for ``ask`` (..., N, R).
+
+    That is ``min(ask, reservation)`` in whole granules, at least the floor; NaN counts as the reservation.
     """
     wanted = np.fmin(ask, host.reservation)  # fmin passes over NaN
     wanted -= 1e-9

@@ -99,6 +99,11 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
 DEFAULT = "forecast"
 
 
+def is_batched(name: str) -> bool:
+    """Return whether a policy of POLICIES can decide about many hosts at once."""
+    return POLICIES[name][1]().batched
+
+
 def make_mind(name: str, host: Host, options: DecideOptions | None = None, *, knobs: Any = None) -> Mind:
     """Return a mind that decides by the named policy, with its tuned knobs unless others are given.
 

@@ -6,26 +6,25 @@ its :class:`~.evaluate_run.Run`, and figures are put together by name. Times (``
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 from typing import Any
 
 from foreshare.envs.simulator.suites import Suite, suite_hash
 from foreshare.policies.errors import InputError
 
+from .drive import ORACLE_PREFIX, can_run_together
 from .evaluate_cache import ResultStore, code_version, policy_identity, run_key
-from .evaluate_run import EMU, ORACLE_PREFIX, PLAIN, STEP, Measured, Run, measure
+from .evaluate_run import EMU, PLAIN, STEP, Measured, Run, measure
 from .evaluate_summary import Results, summarise
+from .processes import process_pool
 
 Progress = Callable[[int, int, int], None]
 """Called with the runs done, those of them that were found in the cache, and all."""
 MAX_JOBS = 256
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+MOST_TOGETHER = 8
+"""Seeds that run side by side in one process: more would keep the others waiting for the last ones."""
 
 
 def plan_runs(suite: Suite, policies: Sequence[str], seeds: int) -> list[tuple[tuple[str, str, int], Run]]:
@@ -114,41 +113,28 @@ def evaluate(
     }
 
 
+def _together(runs: Sequence[Run]) -> list[list[int]]:
+    """Return the indices of ``runs`` in the groups in which they are made: seeds that can run side by side are one."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for i, run in enumerate(runs):
+        together = run.kind == PLAIN and can_run_together(run.policy)
+        key = (run.policy, run.scenario.name, run.scenario.load) if together else (i,)
+        groups.setdefault(key, []).append(i)
+    return [g[k : k + MOST_TOGETHER] for g in groups.values() for k in range(0, len(g), MOST_TOGETHER)]
+
+
 def _measured(runs: Sequence[Run], jobs: int) -> Iterator[tuple[int, Measured]]:
     """Yield (index, result) as they come. On the way out, what has not begun is dropped."""
+    groups = _together(runs)
     if jobs == 0 or not runs:
-        for i, run in enumerate(runs):
-            yield i, measure(run)
+        for group in groups:
+            yield from zip(group, measure([runs[i] for i in group]), strict=True)
         return
-    # forkserver: a fork of a process with threads (a progress bar's, BLAS's) may hang.
-    context = multiprocessing.get_context("forkserver")
-    with _single_threaded():
-        pool = ProcessPoolExecutor(min(jobs, len(runs)), mp_context=context, initializer=_ignore_interrupt)
-        try:
-            waiting: dict[Future[Measured], int] = {pool.submit(measure, run): i for i, run in enumerate(runs)}
-            while waiting:
-                finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    yield waiting.pop(future), future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent, which lets the runs in progress end and keeps what is done."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _single_threaded() -> Iterator[None]:
-    """Start processes whose BLAS has one thread: they share the CPUs, and sums come out the same for any number."""
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    with process_pool(min(jobs, len(groups))) as pool:
+        waiting: dict[Future[list[Measured]], list[int]] = {
+            pool.submit(measure, [runs[i] for i in group]): group for group in groups
+        }
+        while waiting:
+            finished, _ = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield from zip(waiting.pop(future), future.result(), strict=True)

@@ -23,9 +23,10 @@ from foreshare.envs.simulator.suites import SIMULATOR_VERSION, content_hash, sce
 from foreshare.policies.errors import InputError
 from foreshare.policies.registry import KNOBS, POLICIES, tuned_knobs
 
-from .evaluate_run import ORACLE_PREFIX, Measured, Run
+from .drive import ORACLE_PREFIX
+from .evaluate_run import Measured, Run
 
-_OWN = ("metrics.py", "evaluate_run.py")
+_OWN = ("metrics.py", "drive.py", "evaluate_run.py")
 
 
 def default_cache() -> Path:

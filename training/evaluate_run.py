@@ -7,36 +7,23 @@ policies meet the same ones (common random numbers).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from foreshare.envs.hal.plan import advance, build_plan
-from foreshare.envs.hal.simulated import SimulatedHal
-from foreshare.envs.hal.types import Receipt
 from foreshare.envs.simulator.cache import miss_ratio
 from foreshare.envs.simulator.host import Simulator
 from foreshare.envs.simulator.scenario import HotAdd, PhaseChange, Scenario
 from foreshare.envs.simulator.siblings import time_per_work
-from foreshare.policies.decide import DecideOptions, Decision, Mind, decide_tick
-from foreshare.policies.host import CPU, IO, MEMORY, FloatArray, Host, Placement, R, Resource
-from foreshare.policies.reading import Reading
-from foreshare.policies.registry import make_mind
+from foreshare.policies.host import CPU, IO, MEMORY, FloatArray, Host, R, Resource
 
 from . import metrics
+from .drive import TICK_MS, Recording, record
 
 PLAIN, STEP, EMU = "plain", "step", "emu"
 STEP_FACTOR = 1.5
-TICK_MS = 10.0
-NO_BUDGET_NS = 1 << 62
-ORACLE_PREFIX = "oracle-"
-"""What the names of policies begin with that look into the simulator (oracles)."""
-GONE_TICKS = 3
-"""A VM that is not there for so many ticks gives up what it held: runtime/loop.py's own figure."""
-
-Watch = Callable[[SimulatedHal, Mind, Decision], None]
 Measured = dict[str, Any]
 """Figures of one run by name: JSON values only."""
 
@@ -56,116 +43,35 @@ class Run:
     """EMU: halvings of the bisection."""
 
 
-def measure(run: Run) -> Measured:
-    """Carry ``run`` out. Raises InputError for what no policy or scenario is."""
-    if run.kind == STEP:
-        return _measure_step(run)
-    if run.kind == EMU:
-        return _measure_emu(run)
-    return _measure_plain(run)
+def measure(runs: Sequence[Run]) -> list[Measured]:
+    """Carry ``runs`` out, which differ in their seeds at most; several only where their policy's can run together.
 
-
-def drive(scenario: Scenario, policy: str, seed: int, ticks: int, watch: Watch) -> None:
-    """Run ``ticks`` ticks as the control loop does (runtime/loop.py): the same decisions, writes and VMs given up.
-
-    Time is virtual and no policy is late, so that a busy machine changes nothing. ``watch`` is called after every
-    decision, before its plan is applied. Raises InputError for a policy that does not exist.
+    Raises InputError for what no policy or scenario is.
     """
-    hal, mind = _open(scenario, policy, seed)
-    n = len(mind.host)
-    held, reading, receipt = Placement.empty(n, hal.topology.cpus), Reading.empty(n), Receipt()
-    absent = np.zeros(n, np.int64)
-    hal.claim(lambda originals: None)
-    hal.read_back(held)
-    mind.adopt(held)
-    hal.sample(reading)
-    mind.warm_up()
-    for _ in range(ticks):
-        hal.clock.sleep_until(hal.clock.now_ns() + hal.simulator.tick_ns)
-        hal.sample(reading)
-        decision = decide_tick(mind, reading)
-        watch(hal, mind, decision)
-        plan = build_plan(mind.host, held, decision.placement)
-        receipt.clear()
-        if len(plan):
-            hal.apply(plan, 0, receipt)
-            advance(held, plan, receipt, decision.placement, mind.host)
-        absent += 1
-        absent[reading.present] = 0
-        active = absent < GONE_TICKS
-        changed = active != mind.host.active
-        if changed.any():
-            mind.rebind(Host(hal.topology, hal.vms, active))
-            held.units[changed], held.cpus[changed], held.ways[changed] = 0, False, 0
-            hal.read_back(held, np.flatnonzero(changed & active))
+    first = runs[0]
+    if first.kind == PLAIN:
+        recording = record(first.scenario, first.policy, [run.seed for run in runs], first.warm_ticks + first.ticks)
+        return [summarise(recording, first.warm_ticks, host) for host in range(len(runs))]
+    one = _measure_step if first.kind == STEP else _measure_emu
+    return [one(run) for run in runs]
 
 
-def _open(scenario: Scenario, policy: str, seed: int) -> tuple[SimulatedHal, Mind]:
-    options = DecideOptions(policy_budget_ns=NO_BUDGET_NS)
-    if policy.startswith(ORACLE_PREFIX):
-        from .oracles import oracle_mind, world_of
-
-        hal = SimulatedHal(world_of(policy, scenario), seed, tick_ms=TICK_MS)
-        return hal, oracle_mind(policy, hal, Host(hal.topology, hal.vms), seed, options=options)
-    hal = SimulatedHal(scenario, seed, tick_ms=TICK_MS)
-    return hal, make_mind(policy, Host(hal.topology, hal.vms), options)
-
-
-class Recording:
-    """A simulated host tick by tick, copied after every decision: a ``watch`` for :func:`drive`."""
-
-    def __init__(self, ticks: int, vms: int) -> None:
-        self.arrivals: FloatArray = np.zeros((ticks, vms))
-        self.backlog: FloatArray = np.zeros((ticks, vms))
-        self.mix: FloatArray = np.zeros((ticks, vms, R))
-        self.threads: FloatArray = np.zeros((ticks, vms))
-        self.granted: FloatArray = np.zeros((ticks, vms, R))
-        """Units commanded before the tick; that the hardware takes its time is not the policy's doing."""
-        self.demand: FloatArray = np.zeros((ticks, vms, R))
-        self.decision_us: FloatArray = np.zeros(ticks)
-        self.fallbacks = self.t = 0
-        self.simulator: Simulator | None = None
-
-    def __call__(self, hal: SimulatedHal, mind: Mind, decision: Decision) -> None:
-        """Copy the tick just done."""
-        s, t = hal.simulator, self.t
-        self.arrivals[t], self.backlog[t], self.mix[t] = s.arrivals[0], s.backlog[0], s.workloads.mix[0]
-        self.granted[t], self.demand[t], self.threads[t] = s.commanded[0], s.demand[0], s.threads
-        self.decision_us[t] = mind.stage_ns.sum() * 1e-3
-        self.fallbacks += not decision.by_policy
-        self.t, self.simulator = t + 1, s
-
-    @property
-    def served(self) -> FloatArray:
-        """(T, N) requests that left the queue in each tick; those that left with their VM are among them."""
-        return self.arrivals - np.diff(self.backlog, axis=0, prepend=0.0)
-
-
-def _record(run: Run, scenario: Scenario, ticks: int) -> Recording:
-    recording = Recording(ticks, len(scenario.vm))
-    drive(scenario, run.policy, run.seed, ticks, recording)
-    return recording
-
-
-def _measure_plain(run: Run) -> Measured:
-    return summarise(_record(run, run.scenario, run.warm_ticks + run.ticks), run.warm_ticks)
-
-
-def summarise(recording: Recording, warm_ticks: int) -> Measured:
-    """Return the figures of a recording over its ticks from ``warm_ticks`` on."""
+def summarise(recording: Recording, warm_ticks: int, host: int = 0) -> Measured:
+    """Return the figures of a recorded host over its ticks from ``warm_ticks`` on."""
     simulator = recording.simulator
     if simulator is None:
         return {}
     vms, counted = simulator.model.vms, slice(warm_ticks, None)
-    arrivals, served = recording.arrivals, recording.served
-    late, arrived = _late_and_arrived(recording, simulator, warm_ticks)
+    arrivals, served, granted = recording.arrivals[:, host], recording.served[:, host], recording.granted[:, host]
+    late, arrived = _late_and_arrived(arrivals, served, simulator, warm_ticks)
     share = metrics.late_share(late, arrived)
-    alone = metrics.latency_quantile(arrivals, served_alone(simulator, recording), first=warm_ticks)
+    alone_served = served_alone(simulator, arrivals, recording.mix[:, host], recording.threads)
+    alone = metrics.latency_quantile(arrivals, alone_served, first=warm_ticks)
     latency = metrics.latency_quantile(arrivals, served, first=warm_ticks)
     median, worst = metrics.p99_against_alone(latency, alone)
     # Over the whole run: a reservation counts from the first tick on.
     reservation = Host(simulator.model.topology, vms).reservation
-    broken = metrics.broken_reservations(recording.granted, reservation, recording.demand)
+    broken = metrics.broken_reservations(granted, reservation, recording.demand[:, host])
     return {
         "slo_violation_pct": float(metrics.violation_pct(late, arrived, metrics.weights_of(vms.priority))),
         "late_vms_pct": metrics.late_vm_pct(share),
@@ -174,39 +80,42 @@ def summarise(recording: Recording, warm_ticks: int) -> Measured:
         "reservations_broken": broken,
         "p99_alone_median": median,
         "p99_alone_worst_decile": worst,
-        "moves_per_tick": metrics.moves_per_tick(recording.granted[counted]),
-        "fairness": metrics.jain_fairness(recording.granted[counted], reservation),
-        "utilisation_pct": float(simulator.utilisation.pct()[0]),
+        "moves_per_tick": metrics.moves_per_tick(granted[counted]),
+        "fairness": metrics.jain_fairness(granted[counted], reservation),
+        "utilisation_pct": float(simulator.utilisation.pct()[host]),
         "fallbacks": int(recording.fallbacks),
-        "decision_us": float(np.median(recording.decision_us[counted])),
+        "decision_us": float(np.median(recording.decision_us[counted])) or None,
     }
 
 
-def _late_and_arrived(recording: Recording, simulator: Simulator, warm_ticks: int) -> tuple[FloatArray, FloatArray]:
-    """Return (N,) the requests found late and those that came from ``warm_ticks`` on."""
-    late = metrics.late_requests(recording.arrivals, recording.served, simulator.model.target_ticks)
-    return late[warm_ticks:].sum(axis=0), recording.arrivals[warm_ticks:].sum(axis=0)
+def _late_and_arrived(
+    arrivals: FloatArray, served: FloatArray, simulator: Simulator, warm_ticks: int
+) -> tuple[FloatArray, FloatArray]:
+    """Return (N,) the requests found late and those that came from ``warm_ticks`` on; (T, N) arrivals and served."""
+    late = metrics.late_requests(arrivals, served, simulator.model.target_ticks)
+    return late[warm_ticks:].sum(axis=0), arrivals[warm_ticks:].sum(axis=0)
 
 
-def served_alone(simulator: Simulator, recording: Recording) -> FloatArray:
-    """Return (T, N) what would be served of the recorded arrivals if each VM had its socket to itself.
+def served_alone(simulator: Simulator, arrivals: FloatArray, mix: FloatArray, thread_units: FloatArray) -> FloatArray:
+    """Return (T, N) what would be served of ``arrivals`` (T, N) if each VM had its socket to itself.
 
-    The simulator's own equations (simulator/host.py) with every unit of every pool and all ways, warm and at once; what
-    a tick brings counts as coming evenly, at random or not.
+    ``mix`` (T, N, R) and ``thread_units`` (T, N) as recorded. The simulator's own equations (simulator/host.py) with
+    every unit of every pool and all ways, warm and at once; what a tick brings counts as coming evenly, at random or
+    not.
     """
     m, shape = simulator.model, simulator.scenario.host
     topology = m.topology
     units = np.array([[topology.pool(r, int(z)).units for r in Resource] for z in m.vms.zone], np.float64)
     units = units.reshape(len(m.vms), R)
     misses = miss_ratio(np.full(len(m.vms), float(topology.way_bits)), *m.miss)
-    need = m.need_at(np.broadcast_to(misses, recording.arrivals.shape), recording.mix)
+    need = m.need_at(np.broadcast_to(misses, arrivals.shape), mix)
     bandwidth = np.full((*need.shape[:2], 2), np.inf)
     np.divide(units[:, (MEMORY, IO)], need[..., (MEMORY, IO)], out=bandwidth, where=need[..., (MEMORY, IO)] > 1e-12)
     limit, cpu = bandwidth.min(axis=-1), np.maximum(need[..., CPU], 1e-12)
-    threads = np.minimum(units[:, CPU], recording.threads)
-    served = np.empty_like(recording.arrivals)
+    threads = np.minimum(units[:, CPU], thread_units)
+    served = np.empty_like(arrivals)
     queue, busy = np.zeros(len(m.vms)), np.zeros(len(m.vms))
-    for t, arrived in enumerate(recording.arrivals):
+    for t, arrived in enumerate(arrivals):
         if shape.threads_per_core == 2:  # with idle siblings work takes less CPU time (siblings.py)
             cpu[t] *= time_per_work(busy, units[:, CPU], shape.smt_yield) * (0.5 * shape.smt_yield)
         queue += arrived
@@ -223,24 +132,29 @@ def _measure_step(run: Run) -> Measured:
     # Nothing else may happen to this VM, or there would be two steps.
     step = PhaseChange(at_ms=at * TICK_MS, load=STEP_FACTOR)
     vms[row] = replace(vms[row], arrive_ms=0.0, leave_ms=0.0, hot_add=HotAdd(), phase_change=step)
-    recording = _record(run, replace(run.scenario, vm=tuple(vms)), ticks)
+    recording = record(replace(run.scenario, vm=tuple(vms)), run.policy, [run.seed], ticks, behind_hal=True)
     if recording.simulator is None:
         return {}
     target = recording.simulator.model.target_ticks
-    late = metrics.late_requests(recording.arrivals, recording.served, target)[:, row]
+    arrivals = recording.arrivals[:, 0]
+    late = metrics.late_requests(arrivals, recording.served[:, 0], target)[:, row]
     lag = min(int(target[row]), ticks)
     # The requests of tick t - S are judged in tick t.
-    came = np.concatenate([np.zeros(lag), recording.arrivals[: ticks - lag, row]])
-    return {"converge_ticks": metrics.converge_ticks(metrics.late_share(late, came), at)}
+    came = np.concatenate([np.zeros(lag), arrivals[: ticks - lag, row]])
+    return {
+        "converge_ticks": metrics.converge_ticks(metrics.late_share(late, came), at),
+        "decision_us": float(np.median(recording.decision_us)),
+    }
 
 
 def _measure_emu(run: Run) -> Measured:
     def holds(load: float) -> bool:
-        recording = _record(run, replace(run.scenario, load=load), run.warm_ticks + run.ticks)
+        recording = record(replace(run.scenario, load=load), run.policy, [run.seed], run.warm_ticks + run.ticks)
         simulator = recording.simulator
         if simulator is None:
             return True
-        late, arrived = _late_and_arrived(recording, simulator, run.warm_ticks)
+        arrivals, served = recording.arrivals[:, 0], recording.served[:, 0]
+        late, arrived = _late_and_arrived(arrivals, served, simulator, run.warm_ticks)
         violation = float(metrics.violation_pct(late, arrived, simulator.weight))
         return metrics.emu_holds(violation, metrics.late_share(late, arrived))
 

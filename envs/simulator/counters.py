@@ -15,7 +15,7 @@ from foreshare.policies.reading import Quality, Reading
 
 from .faults import FROZEN, GAP, RESET, STALE, CounterFaults
 from .scenario import TelemetryShape
-from .streams import TELEMETRY, HostStreams
+from .streams import TELEMETRY, HostStreams, Seed
 
 AT_LIMIT = 0.98
 """Usage from this share of the limit on counts as censored."""
@@ -50,7 +50,7 @@ class Counters:
     """Accumulates ticks of (H, N) VMs and hands out mean rates since the previous collection."""
 
     def __init__(
-        self, shape: TelemetryShape, *, hosts: int, vms: int, seed: int, tick_ns: int, first_host: int = 0
+        self, shape: TelemetryShape, *, hosts: int, vms: int, seed: Seed, tick_ns: int, first_host: int = 0
     ) -> None:
         size = (hosts, vms, R)
         self._noise, self._gap_share = shape.noise, 0.0 if shape.gap_ms else shape.gap_share

@@ -12,7 +12,7 @@ from foreshare.policies.errors import InputError
 from foreshare.policies.host import BoolArray, R
 
 from .scenario import TelemetryShape
-from .streams import FAULTS, HostStreams
+from .streams import FAULTS, HostStreams, Seed
 
 GAP, RESET, STALE, FROZEN = range(4)
 
@@ -21,7 +21,7 @@ class CounterFaults:
     """The faults of (H, N, R) counters that a scenario asks for. :meth:`step` advances by one reading."""
 
     def __init__(
-        self, shape: TelemetryShape, *, hosts: int, vms: int, seed: int, tick_ms: float, first_host: int
+        self, shape: TelemetryShape, *, hosts: int, vms: int, seed: Seed, tick_ms: float, first_host: int
     ) -> None:
         wanted = {
             GAP: (shape.gap_share if shape.gap_ms else 0.0, shape.gap_ms),

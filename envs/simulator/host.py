@@ -33,7 +33,7 @@ from .model import RATES, HostModel, build_model
 from .requests import LatencyMeter, mean_latency_ticks, random_work, served_at_random
 from .scenario import Scenario
 from .siblings import time_per_work
-from .streams import REQUESTS, HostStreams
+from .streams import REQUESTS, HostStreams, Seed
 from .traces import Trace
 from .workloads import Workloads
 from .zones import ZoneSums
@@ -52,12 +52,14 @@ class Simulator:
         scenario: Scenario,
         *,
         hosts: int = 1,
-        seed: int = 0,
+        seed: Seed = 0,
         tick_ms: float = 10.0,
         first_host: int = 0,
         traces: Mapping[str, Trace] | None = None,
     ) -> None:
         """``first_host`` is the index of the first host in the seed tree; results depend on it, not on ``hosts``.
+
+        ``seed``: one for all hosts, or one for each: host h then does what a single one with ``seed[h]`` does.
 
         ``traces``: by VM name, what VMs of the kind replay replay, in place of the files that the scenario names.
         """

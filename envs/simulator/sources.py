@@ -15,7 +15,7 @@ import numpy as np
 from foreshare.policies.host import BoolArray, FloatArray
 
 from .scenario import WorkloadShape
-from .streams import SOURCES, HostStreams
+from .streams import SOURCES, HostStreams, Seed
 
 COUNT = 24
 """Sources of one VM."""
@@ -26,7 +26,7 @@ class OnOffSources:
     """The sources of (H, M) self-similar VMs."""
 
     def __init__(
-        self, shapes: Sequence[WorkloadShape], *, hosts: int, seed: int, tick_ms: float, first_host: int
+        self, shapes: Sequence[WorkloadShape], *, hosts: int, seed: Seed, tick_ms: float, first_host: int
     ) -> None:
         on = np.array([max(s.on_ms / tick_ms, 1.0) for s in shapes])
         off = np.array([max(s.off_ms / tick_ms, 1.0) for s in shapes])

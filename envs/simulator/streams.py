@@ -7,11 +7,15 @@ size changes nothing, because uniforms and normals come from generators of their
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import FloatArray
 
+Seed = int | Sequence[int]
+"""One seed under which every host has an index of its own, or a seed for each host, all with the same index."""
 WORKLOAD, TELEMETRY, REQUESTS, SOURCES, FAULTS = range(5)
 _FEW_HOSTS = 8
 
@@ -20,14 +24,19 @@ class HostStreams:
     """``uniforms`` in [0, 1) and standard ``normals`` for every host, VM and tick."""
 
     def __init__(
-        self, seed: int, *, hosts: int, first_host: int, stream: int, vms: int, uniforms: int, normals: int
+        self, seed: Seed, *, hosts: int, first_host: int, stream: int, vms: int, uniforms: int, normals: int
     ) -> None:
-        if seed < 0:
-            raise InputError(f"seed {seed}: a seed is a whole number of at least 0")
+        seeds = [seed] * hosts if isinstance(seed, int) else list(seed)
+        index = [first_host + h if isinstance(seed, int) else first_host for h in range(hosts)]
+        if len(seeds) != hosts or min(seeds) < 0:
+            raise InputError(f"seed {seed}: a seed is a whole number of at least 0, one for all hosts or one for each")
 
         def generators(distribution: int) -> list[np.random.Generator]:
-            keys = [(first_host + h, stream, distribution) for h in range(hosts)]
-            return [np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=k))) for k in keys]
+            roots = [
+                np.random.SeedSequence(s, spawn_key=(i, stream, distribution))
+                for s, i in zip(seeds, index, strict=True)
+            ]
+            return [np.random.Generator(np.random.PCG64(root)) for root in roots]
 
         self._uniform_rngs, self._normal_rngs = generators(0), generators(1)
         # A single host wants short, even ticks; many hosts want few Python loops.

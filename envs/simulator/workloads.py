@@ -38,7 +38,7 @@ from foreshare.policies.host import BoolArray, FloatArray, IntArray, R, Resource
 
 from .scenario import REPLAY, WorkloadShape
 from .sources import OnOffSources
-from .streams import WORKLOAD, HostStreams
+from .streams import WORKLOAD, HostStreams, Seed
 from .traces import Trace, load_trace
 
 UNIFORMS, NORMALS = 2, 1
@@ -77,7 +77,7 @@ class Workloads:
         shapes: Sequence[WorkloadShape],
         *,
         hosts: int,
-        seed: int,
+        seed: Seed,
         tick_ms: float,
         first_host: int = 0,
         traces: Mapping[int, Trace] | None = None,

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from foreshare.policies.errors import InputError
 from foreshare.policies.registry import POLICIES
 
-from .values import whole
+from .values import cpus, whole, writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,11 +37,11 @@ def execute(args: argparse.Namespace) -> int:
     from foreshare.training.evaluate_cache import default_cache
 
     policies = tuple(POLICIES) if args.policies == "all" else tuple(p for p in args.policies.split(",") if p)
-    if args.report is not None and not (args.report.parent.is_dir() and os.access(args.report.parent, os.W_OK)):
-        raise InputError(f"--report {args.report}: the folder {args.report.parent} cannot be written")
+    if args.report is not None:
+        writable("--report", args.report)
     suite = load_suite(args.suite)
     cache = None if args.cache == "none" else Path(args.cache) if args.cache else default_cache()
-    jobs = args.jobs or len(os.sched_getaffinity(0))
+    jobs = args.jobs or cpus()
     with _progress(f"{suite.name}: {len(policies)} policies x {args.seeds} seeds") as tell:
         result = evaluate(suite, policies, args.seeds, jobs=jobs, cache=cache, progress=tell)
     if args.report is not None:

@@ -8,7 +8,7 @@ import os
 import select
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from foreshare.policies.errors import ForeshareError
 
@@ -20,6 +20,7 @@ _VERBS = {
     "bench": "measure foreshare itself",
     "simulate": "run one simulated scenario and watch it",
     "evaluate": "compare policies on a suite of scenarios",
+    "tune-baseline": "search a policy's knobs on a suite of scenarios",
 }
 DONE, ANSWER_IS_NO, WRONG_INPUT = 0, 1, 2
 
@@ -45,7 +46,7 @@ def make_parser(verb: str | None) -> Parser:
     for name, text in _VERBS.items():
         sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name == verb:
-            importlib.import_module(f"foreshare.runtime.cli.{name}").add_arguments(sub)
+            _module(name).add_arguments(sub)
     return parser
 
 
@@ -86,7 +87,11 @@ def _run(arguments: list[str]) -> int:
     if args.verb is None:
         parser.print_help()
         return WRONG_INPUT
-    return int(importlib.import_module(f"foreshare.runtime.cli.{args.verb}").execute(args))
+    return int(_module(args.verb).execute(args))
+
+
+def _module(verb: str) -> Any:
+    return importlib.import_module(f"foreshare.runtime.cli.{verb.replace('-', '_')}")
 
 
 def _wrong(text: str) -> int:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
+
+from foreshare.policies.errors import InputError
 
 
 def number(low: float, high: float, unit: str) -> Callable[[str], float]:
@@ -35,3 +39,14 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def writable(option: str, path: Path) -> None:
+    """Raise InputError unless a file can be put at ``path``: said before hours of work, not after."""
+    if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise InputError(f"{option} {path}: the folder {path.parent} cannot be written")
+
+
+def cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0))
