@@ -20,13 +20,15 @@ from foreshare.envs.simulator.scenario import (
 )
 from foreshare.policies.decide import DecideOptions, Decision, Mind, decide_tick
 from foreshare.policies.errors import InputError
+from foreshare.policies.guard import GuardOptions
 from foreshare.policies.host import CACHE, CPU, IO, MEMORY, Host, Isolation, Placement, Resource
 from foreshare.policies.reading import Reading
 from foreshare.policies.registry import make_mind
 from foreshare.training.oracles import ORACLES, Foresight, OracleKnobs, oracle_mind, world_of
 from foreshare.training.oracles.allocator import OracleAllocator, choices_of, entitled, hand_out_rest
 from foreshare.training.oracles.horizon import least_violation_pct
-from foreshare.training.oracles.options import Situation, deadlines, make_menu, service_levels
+from foreshare.training.oracles.options import make_menu, service_levels, way_options
+from foreshare.training.oracles.queues import Situation, deadlines
 from foreshare.training.oracles.solve import IMPOSSIBLE
 
 NO_BUDGET_NS = 1 << 62
@@ -171,12 +173,11 @@ def test_the_rate_that_meets_all_deadlines_is_among_the_service_levels() -> None
         run.tick()
     oracle = run.mind.policy
     assert isinstance(oracle, OracleAllocator)
-    low = entitled(run.mind.request.ask, run.host)
-    d = deadlines(oracle._situation(low), run.hal.simulator.model.target_ticks)
-    level = service_levels(d)
-    k = np.arange(1, len(d.due) + 1)
-    in_time = (level.max(axis=1)[:, None] * k >= d.due.T - 1e-9).all()
-    assert in_time and (level[:, 0] == 0).all() and np.isfinite(level).all()
+    d = deadlines(oracle._situation(), run.hal.simulator.model.target_ticks)
+    level = service_levels(d, np.zeros(len(run.host)))
+    k = np.arange(1, len(d.due) + 1)[:, None]
+    in_time = (level.max(axis=0) * k >= d.due - 1e-9).all()
+    assert in_time and (level[0] == 0).all() and np.isfinite(level).all()
 
 
 def menu_of(scenario: Scenario, *, pays: bool = True, ticks: int = 30):  # type: ignore[no-untyped-def] # a tuple of three
@@ -185,7 +186,7 @@ def menu_of(scenario: Scenario, *, pays: bool = True, ticks: int = 30):  # type:
         run.tick()
     oracle = run.mind.policy
     assert isinstance(oracle, OracleAllocator)
-    situation = oracle._situation(entitled(run.mind.request.ask, run.host))
+    situation = oracle._situation()._replace(low=entitled(run.mind.request.ask, run.host))
     sim = run.hal.simulator
     menu = make_menu(situation, sim.model, scenario.host, run.host, OracleKnobs(), pays=pays)
     return run, situation, menu
@@ -196,10 +197,10 @@ def test_every_option_respects_entitlement_cap_and_granule() -> None:
     possible = menu.value > IMPOSSIBLE / 2
     assert possible[:, 0].all()
     units = menu.units
-    assert (units >= situation.low[:, None]).all()
-    assert (units <= run.host.cap[:, None]).all()
-    assert (units % run.host.granule[:, None] == 0).all()
-    assert (units[:, 0] == situation.low).all()
+    assert (units >= situation.low.T[:, :, None]).all()
+    assert (units <= run.host.cap.T[:, :, None]).all()
+    assert (units % run.host.granule.T[:, :, None] == 0).all()
+    assert (units[:, :, 0] == situation.low.T).all()
 
 
 def test_moves_cost_what_they_lose_only_to_who_pays() -> None:
@@ -209,10 +210,10 @@ def test_moves_cost_what_they_lose_only_to_who_pays() -> None:
     ok = paid.value > IMPOSSIBLE / 2
     assert (paid.units == free.units).all()
     assert (paid.value <= free.value + 1e-9)[ok].all()
-    stays = (paid.units <= situation.held[:, None] + 1e-9).all(axis=2) & ok
+    stays = (paid.units <= situation.held.T[:, :, None] + 1e-9).all(axis=0) & ok
     stays &= (situation.cold.sum(axis=1) == 0)[:, None]
     assert stays.any() and paid.value[stays] == pytest.approx(free.value[stays])
-    gains = (paid.units[..., CPU] > situation.held[:, None, CPU]) & ok
+    gains = (paid.units[CPU] > situation.held[:, None, CPU]) & ok
     assert (paid.value < free.value - 1e-12)[gains].any()
 
 
@@ -220,19 +221,52 @@ def test_options_know_that_ways_save_memory_and_cpu() -> None:
     curve = MissCurve(none=0.9, all=0.05, half_ways=2.0, steepness=2.0)
     shapes = [vm("a", access_kb=20000.0, miss=curve), vm("b", access_kb=20000.0, miss=curve)]
     _, _, menu = menu_of(small(*shapes, load=0.8))
-    need, ways = menu.need[0], menu.units[0, :, CACHE]
-    own = ways > 0
-    order = np.argsort(ways[own], kind="stable")
-    assert (np.diff(need[own][order][:, MEMORY]) <= 1e-12).all()
-    assert (np.diff(need[own][order][:, CPU]) <= 1e-12).all()
-    assert need[own][:, MEMORY].max() > 2.0 * need[own][:, MEMORY].min()
+    need = menu.need[:, :, 0]
+    ways = menu.units[CACHE, 0].reshape(need.shape[1], -1)[:, 0]
+    order = np.flatnonzero(ways > 0)[np.argsort(ways[ways > 0], kind="stable")]
+    assert (np.diff(need[MEMORY, order]) <= 1e-12).all()
+    assert (np.diff(need[CPU, order]) <= 1e-12).all()
+    assert need[MEMORY, order].max() > 2.0 * need[MEMORY, order].min()
+
+
+def test_what_a_vm_holds_is_among_its_way_options_once() -> None:
+    run, situation, _ = menu_of(mixed(0.9))
+    for own in (0, 5, 12):
+        held = situation.held.copy()
+        held[:, CACHE] = own
+        ways, allowed = way_options(run.host, situation.low, held)
+        for i in range(len(run.host)):
+            tried = ways[:, i][allowed[:, i]].tolist()
+            assert len(set(tried)) == len(tried) and ways[0, i] == situation.low[i, CACHE]
+            assert max(own, tried[0]) in tried or own > run.host.cap[i, CACHE]
+
+
+def test_who_is_in_time_has_more_to_lose_than_who_is_far_behind() -> None:
+    """A whole request of work: worth much to a VM that it keeps in time, little to one with a second of backlog."""
+    scenario = small(vm("a", target_ms=20.0), vm("b", target_ms=20.0), load=0.9)
+    run, situation, _ = menu_of(scenario)
+    model = run.hal.simulator.model
+    fed = model.rate.copy()
+    arrivals = np.broadcast_to(fed, situation.arrivals.shape)
+    past = np.broadcast_to(fed, situation.past.shape)
+    behind = np.array([0.0, 100.0]) * fed
+    now = situation._replace(arrivals=arrivals, past=past, backlog=behind)
+    menu = make_menu(now, model, scenario.host, run.host, OracleKnobs(), pays=False)
+    worth = menu.value.reshape(2, -1, len(menu.level))[:, 0]
+    rate = menu.level.T
+    for i in range(2):
+        assert (np.diff(worth[i][np.argsort(rate[i], kind="stable")]) >= -1e-9).all()
+    enough = np.abs(rate[0] - fed[0]).argmin()
+    gain = worth[0, enough] - worth[0, 0]
+    same = np.abs(rate[1] - fed[1]).argmin()
+    assert gain > 5.0 * (worth[1, same] - worth[1, 0]) > 0.0
 
 
 def test_cache_classes_are_a_pool_where_they_are_few() -> None:
     scenario = small(*(vm(f"v{i}") for i in range(5)), classes=3)
     run, _, menu = menu_of(scenario)
     choices = choices_of(menu, run.host)
-    assert choices.capacity[-1] == 2 and choices.cost.shape[2] == len(Resource) + 1
+    assert choices.capacity[-1] == 2 and len(choices.cost) == len(choices.pool) == len(Resource) + 1
     for _ in range(30):
         owners = (run.tick().placement.units[:, CACHE] > 0).sum()
         assert owners <= 2
@@ -250,7 +284,43 @@ def test_what_is_left_is_handed_out_within_caps_and_capacity() -> None:
     assert units[:, IO].sum() > situation.low[:, IO].sum()
 
 
+def test_what_is_left_stays_first_with_who_holds_it() -> None:
+    run, situation, _ = menu_of(mixed(0.45))
+    base = situation.low.copy()
+    held = base.astype(np.float64)
+    held[0, CPU] = run.host.cap[0, CPU]
+    spare = run.host.groups[0].capacity[CPU] - base[:, CPU].sum()
+    assert 0 < held[0, CPU] - base[0, CPU] < spare
+    apart, together = base.copy(), base.copy()
+    hand_out_rest(apart, run.host)
+    hand_out_rest(together, run.host, held)
+    assert together[0, CPU] == held[0, CPU] > apart[0, CPU]
+    assert (together[:, CPU].sum() <= run.host.groups[0].capacity[CPU]).all()
+
+
 # --- the oracles as policies
+
+
+@pytest.mark.parametrize("name", list(ORACLES))
+def test_what_is_decided_together_is_in_force_together(name: str) -> None:
+    """CPU in the next tick, memory two and IO three ticks on: the fast ones wait for the slow one."""
+    scenario = world_of(name, mixed(0.65, vms=6))
+    delay = PerResource(cpu=1, cache=1, memory=2, io=3)
+    scenario = replace(scenario, host=replace(scenario.host, delay_ticks=delay))
+    run = Run(scenario, name)
+    oracle = run.mind.policy
+    assert isinstance(oracle, OracleAllocator)
+    decided: list[np.ndarray] = []
+    through = oracle._decided.through
+    oracle._decided.through = lambda units: through(decided.append(units) or units)  # type: ignore[method-assign, func-returns-value] # spied on
+    run.mind.guard.options = GuardOptions(hysteresis=False)
+    for t in range(40):
+        run.tick()
+        assert t < 3 or run.mind.guard.changed == 0
+        if t > 6:  # in force in the tick just done: what was decided three ticks before it
+            sim = run.hal.simulator
+            for r in (CPU, MEMORY, IO):
+                assert (sim.holding[0, :, r] == decided[-4][:, r]).all(), (t, r)
 
 
 @pytest.mark.parametrize("name", list(ORACLES))
