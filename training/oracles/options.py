@@ -1,7 +1,9 @@
 """What each VM can be given and what that is worth over the horizon: (ways, service level) options, all VMs at once.
 
 A service level is a number of requests per tick; with the ways it makes a need of CPU, memory and IO in whole units. An
-option is worth the priority-weighted work that it lets finish in time, if it stays for the whole horizon:
+option is worth the priority-weighted work that it lets finish in time, if it stays for the whole horizon. What it takes
+is what can be used now: no more than there is to serve in the first tick. Who needs more for a burst that is still to
+come gets it when it comes, and nobody is refused for the sake of units that would lie idle until then:
 
 - first in first out, all in requests counted from now: ``D_k = min(arrived_k, D_{k-1} + rate_k)``, where ``due_k`` is
   what must be done by the end of tick ``k`` for nothing to be late, and in time is
@@ -63,7 +65,7 @@ class OracleKnobs:
     """``r``: requests per tick by which a VM catches up, relative to its mean arrivals."""
     cpu_price: float = 0.02
     """Price of moving all CPU, relative to all the work that arrives in the horizon; what is cold is lost on top."""
-    way_price: float = 0.3
+    way_price: float = 0.2
     """The same of all ways. Dearer than what their new owner loses while they fill: ways are contiguous, so that a
     neighbour's may have to move with them, and a new decision may take them away before they have paid."""
 
@@ -122,6 +124,8 @@ def make_menu(s: Situation, model: HostModel, shape: HostShape, host: Host, knob
     need = _need(model, profit, s.mix)
     held_rate = s.held[:, CPU] / np.maximum(_need(model, now[None], s.mix)[CPU, 0], _LITTLE)
     level = service_levels(d, held_rate)
+    later = np.where(level > d.arrived[0], level, 0.0)
+    np.minimum(level, d.arrived[0], out=level)
 
     units = np.empty((R, len(ways), len(level), n))
     for r in (CPU, MEMORY, IO):
@@ -138,7 +142,12 @@ def make_menu(s: Situation, model: HostModel, shape: HostShape, host: Host, knob
         np.minimum(x, host.cap[:, r], out=x)
     units[CACHE] = ways[:, None, :]
 
-    value = _worth(s, units, ways, now, profit, need, d, model, shape, knobs, pays=pays)
+    per = 1.0 / np.maximum(need, 1e-12)
+    most = np.minimum(s.threads, host.cap[:, CPU]) * per[CPU]
+    for r in (MEMORY, IO):
+        np.minimum(most, host.cap[:, r] * per[r], out=most)
+    later = np.minimum(later, most[:, None, :])
+    value = _worth(s, units, later, ways, now, profit, need, d, model, shape, knobs, pays=pays)
     weight = (1.0 + np.maximum(host.vms.priority, 0)) / np.maximum(model.rate, _LITTLE)
     value *= weight
     if pays:
@@ -166,10 +175,14 @@ def _need(model: HostModel, ways: FloatArray, mix: FloatArray) -> FloatArray:
 
 
 def _worth(
-    s: Situation, units: FloatArray, ways: IntArray, now: FloatArray, profit: FloatArray, need: FloatArray,
-    d: Deadlines, model: HostModel, shape: HostShape, knobs: OracleKnobs, *, pays: bool,
+    s: Situation, units: FloatArray, later: FloatArray, ways: IntArray, now: FloatArray, profit: FloatArray,
+    need: FloatArray, d: Deadlines, model: HostModel, shape: HostShape, knobs: OracleKnobs, *, pays: bool,
 ) -> FloatArray:  # fmt: skip
-    """Return what options are worth in requests, (W, L, N), not weighted by priority yet."""
+    """Return what options are worth in requests, (W, L, N), not weighted by priority yet.
+
+    ``now`` (N,): ways that VMs profit from so far; ``profit`` (W, N): those of the options, which make ``need``;
+    ``later`` (W, L, N): requests per tick from the second tick on where that is more than ``units`` serve.
+    """
     h = len(d.due)
     w = shape.warm_ticks
     usable = np.maximum(units[CPU], _TRICKLE)
@@ -214,6 +227,8 @@ def _worth(
                 np.multiply(amount, per[r], out=part)
                 np.minimum(rate, part, out=rate)
             constant = middle >= settled
+        if step:
+            np.maximum(rate, later, out=rate)
         if length > 1:
             np.multiply(rate, length, out=part)
             done += part
