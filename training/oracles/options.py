@@ -65,9 +65,10 @@ class OracleKnobs:
     """``r``: requests per tick by which a VM catches up, relative to its mean arrivals."""
     cpu_price: float = 0.02
     """Price of moving all CPU, relative to all the work that arrives in the horizon; what is cold is lost on top."""
-    way_price: float = 0.2
-    """The same of all ways. Dearer than what their new owner loses while they fill: ways are contiguous, so that a
-    neighbour's may have to move with them, and a new decision may take them away before they have paid."""
+    way_price: float = 0.12
+    """Price of moving one way, relative to the work that arrives for the mean VM in the horizon. It comes on top of
+    what the new owner loses while the way fills: ways are contiguous, so that a neighbour's may have to move with it,
+    and a later decision may take it away before it has paid. A neighbour is one VM on a host of any size."""
 
 
 class Menu(NamedTuple):
@@ -152,10 +153,11 @@ def make_menu(s: Situation, model: HostModel, shape: HostShape, host: Host, knob
     value *= weight
     if pays:
         work = float((weight * s.arrivals.sum(axis=0)).sum())
-        for r, price in ((CPU, knobs.cpu_price), (CACHE, knobs.way_price)):
+        prices = {CPU: knobs.cpu_price / max(float(model.capacity[CPU]), 1.0), CACHE: knobs.way_price / max(n, 1)}
+        for r, price in prices.items():
             moved = units[r] - s.held[:, r]
             np.maximum(moved, 0.0, out=moved)
-            moved *= price * work / max(float(model.capacity[r]), 1.0)
+            moved *= price * work
             value -= moved
     np.copyto(value, IMPOSSIBLE, where=~allowed[:, None, :])
     return Menu(
