@@ -22,39 +22,39 @@ def random_choices(rng: np.random.Generator, n: int, options: int, zones: int = 
     kind, threshold = rng.integers(0, 3, (n, 1)), rng.uniform(0.3, 0.8, (n, 1))
     stepped = np.where(level >= threshold, level, 0.1 * level)
     value = np.where(kind == 0, level, np.where(kind == 1, np.sqrt(level), stepped)) * rng.uniform(10.0, 40.0, (n, 1))
-    cost = np.ceil(level[..., None] * need * 20.0)
+    cost = np.ceil(level[..., None] * need * 20.0).transpose(2, 0, 1)
     zone = np.arange(n) % zones
-    pool = zone[:, None] * (RESOURCES - 1) + np.arange(RESOURCES)
-    pool[:, -1] = zones * (RESOURCES - 1)  # the last resource is the whole host's
+    pool = zone * (RESOURCES - 1) + np.arange(RESOURCES)[:, None]
+    pool[-1] = zones * (RESOURCES - 1)  # the last resource is the whole host's
     most = np.zeros(zones * (RESOURCES - 1) + 1)
-    np.add.at(most, pool, cost.max(axis=1))
+    np.add.at(most, pool, cost.max(axis=2))
     return Choices(value, cost, pool, np.floor(most * rng.uniform(0.35, 0.8, len(most))))
 
 
 def used(choices: Choices, option: np.ndarray) -> np.ndarray:
     out = np.zeros(len(choices.capacity))
-    np.add.at(out, choices.pool, choices.cost[np.arange(len(option)), option])
+    np.add.at(out, choices.pool, choices.cost[:, np.arange(len(option)), option])
     return out
 
 
 def by_brute_force(choices: Choices) -> float:
-    n, options, _ = choices.cost.shape
+    _, n, options = choices.cost.shape
     every = np.array(list(itertools.product(range(options), repeat=n)))
     take = np.zeros((len(every), len(choices.capacity)))
     for i in range(n):
-        for c in range(choices.pool.shape[1]):
-            take[:, choices.pool[i, c]] += choices.cost[i, every[:, i], c]
+        for c in range(len(choices.pool)):
+            take[:, choices.pool[c, i]] += choices.cost[c, i, every[:, i]]
     value = choices.value[np.arange(n), every].sum(axis=1)
     return float(value[(take <= choices.capacity + 1e-9).all(axis=1)].max())
 
 
 def by_highs(choices: Choices) -> float:
     scipy_optimize = pytest.importorskip("scipy.optimize")
-    n, options, columns = choices.cost.shape
+    columns, n, options = choices.cost.shape
     take = np.zeros((len(choices.capacity), n, options))
     for i in range(n):
         for c in range(columns):
-            take[choices.pool[i, c], i] += choices.cost[i, :, c]
+            take[choices.pool[c, i], i] += choices.cost[c, i]
     one_each = np.kron(np.eye(n), np.ones(options))
     found = scipy_optimize.milp(
         -choices.value.ravel(),
@@ -121,7 +121,7 @@ def test_it_finds_nearly_all_that_highs_finds(n: int, options: int, zones: int, 
 def test_whole_options_are_seen_where_no_single_unit_helps() -> None:
     """Two VMs, each worth something only when served whole, on a host with room for one: the dearer one is served."""
     value = np.array([[0.0, 0.0, 0.0, 10.0], [0.0, 0.0, 0.0, 12.0]])
-    cost = np.repeat(np.arange(4.0)[None, :, None], 2, axis=0)
-    choices = Choices(value, cost, np.zeros((2, 1), np.int64), np.array([4.0]))
+    cost = np.repeat(np.arange(4.0)[None, None], 2, axis=1)
+    choices = Choices(value, cost, np.zeros((1, 2), np.int64), np.array([4.0]))
     found = solve(choices)
     assert found.option[1] == 3 and found.value == 12.0

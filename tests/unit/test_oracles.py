@@ -4,253 +4,42 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from oracle_runs import Run, mixed, small, vm
 
-from foreshare.envs.hal.plan import advance, build_plan
-from foreshare.envs.hal.simulated import SimulatedHal
-from foreshare.envs.hal.types import Receipt
-from foreshare.envs.simulator.lateness import LatenessMeter
 from foreshare.envs.simulator.scenario import (
-    HostShape,
-    MissCurve,
     PerResource,
-    Scenario,
-    VmShape,
-    WorkloadShape,
     load_scenario,
 )
-from foreshare.policies.decide import DecideOptions, Decision, Mind, decide_tick
 from foreshare.policies.errors import InputError
-from foreshare.policies.host import CACHE, CPU, IO, MEMORY, Host, Isolation, Placement, Resource
-from foreshare.policies.reading import Reading
-from foreshare.policies.registry import make_mind
-from foreshare.training.oracles import ORACLES, Foresight, OracleKnobs, oracle_mind, world_of
-from foreshare.training.oracles.allocator import OracleAllocator, choices_of, entitled, hand_out_rest
+from foreshare.policies.guard import GuardOptions
+from foreshare.policies.host import CPU, IO, MEMORY, Host, Isolation
+from foreshare.training.oracles import ORACLES, oracle_mind, world_of
+from foreshare.training.oracles.allocator import OracleAllocator, entitled
 from foreshare.training.oracles.horizon import least_violation_pct
-from foreshare.training.oracles.options import Situation, deadlines, make_menu, service_levels
-from foreshare.training.oracles.solve import IMPOSSIBLE
-
-NO_BUDGET_NS = 1 << 62
-
-
-class Run:
-    """A policy on a host, tick by tick, as the control loop would."""
-
-    def __init__(self, scenario: Scenario, policy: str, seed: int = 0, **knobs: float) -> None:
-        self.hal = SimulatedHal(scenario, seed)
-        self.host = Host(self.hal.topology, self.hal.vms)
-        options = DecideOptions(policy_budget_ns=NO_BUDGET_NS)
-        self.mind: Mind
-        if policy in ORACLES:
-            self.mind = oracle_mind(policy, self.hal, self.host, seed, options=options, knobs=OracleKnobs(**knobs))  # type: ignore[arg-type] # keywords by name
-        else:
-            self.mind = make_mind(policy, self.host, options)
-        n = len(self.host)
-        self.held, self.reading, self.receipt = (
-            Placement.empty(n, self.host.topology.cpus),
-            Reading.empty(n),
-            Receipt(),
-        )
-        self.hal.claim(lambda originals: None)
-        self.hal.read_back(self.held)
-        self.mind.adopt(self.held)
-        self.hal.sample(self.reading)
-
-    def tick(self) -> Decision:
-        self.hal.clock.sleep_until(self.hal.clock.now_ns() + self.hal.simulator.tick_ns)
-        self.hal.sample(self.reading)
-        decision = decide_tick(self.mind, self.reading)
-        assert decision.by_policy, decision.fault
-        plan = build_plan(self.host, self.held, decision.placement)
-        self.receipt.clear()
-        if len(plan):
-            self.hal.apply(plan, 0, self.receipt)
-            advance(self.held, plan, self.receipt, decision.placement, self.host)
-        return decision
-
-    def violation_pct(self, ticks: int) -> float:
-        for _ in range(ticks):
-            self.tick()
-        return self.hal.slo()
-
-
-def mixed(load: float, vms: int | None = None) -> Scenario:
-    return replace(load_scenario("mixed", vms=vms), load=load)
-
-
-def small(*vms: VmShape, load: float = 0.6, reserved: float = 0.3, **host: object) -> Scenario:
-    shape = HostShape(
-        **{"cores": 8, "ways": 10, "shared_ways": 2, "memory_units": 100, "io_units": 100, **host}  # type: ignore[arg-type] # keywords by name
-    )
-    return Scenario(name="t", host=shape, vm=vms, load=load, reserved=reserved)
-
-
-def vm(name: str, **more: object) -> VmShape:
-    calm = WorkloadShape(kind="steady", noise=0.0)
-    return VmShape(**{"name": name, "workload": calm, "access_kb": 1000.0, "io_kb": 10.0, "vcpus": 8, **more})  # type: ignore[arg-type] # keywords by name
-
-
-# --- foresight
-
-
-@pytest.mark.parametrize("random_requests", [False, True])
-def test_foresight_tells_what_later_arrives_whatever_is_allocated(random_requests: bool) -> None:
-    scenario = mixed(0.9)
-    if random_requests:
-        scenario = replace(scenario, vm=tuple(replace(v, arrivals="poisson") for v in scenario.vm))
-    run = Run(scenario, "triage", seed=3)
-    sim = run.hal.simulator
-    sight = Foresight(scenario, 3, horizon_ticks=7)
-    told: list[np.ndarray] = []
-    mixes: list[np.ndarray] = []
-    for t in range(60):
-        told.append(sight.arrivals.copy())
-        mixes.append(sight.mix.copy())
-        run.tick()
-        sight.advance()
-        for ahead in range(min(7, t + 1)):
-            assert (told[t - ahead][ahead] == sim.arrivals[0]).all()
-            assert (mixes[t - ahead][ahead] == sim.workloads.mix[0]).all()
-        assert (sight.past[-1] == sim.arrivals[0]).all()
-        assert (sight.past_mix == sim.workloads.mix[0]).all()
-    assert len(sight.past) == sim.model.target_ticks.max()
-
-
-def test_foresight_keeps_as_much_of_the_past_as_the_longest_target() -> None:
-    scenario = small(vm("a", target_ms=20.0), vm("b", target_ms=60.0))
-    sight = Foresight(scenario, 0, horizon_ticks=1)
-    seen = []
-    for _ in range(9):
-        seen.append(sight.arrivals[0].copy())
-        sight.advance()
-    assert sight.past == pytest.approx(np.array(seen[-6:]))
-
-
-def test_foresight_refuses_an_empty_horizon() -> None:
-    with pytest.raises(InputError, match="horizon"):
-        Foresight(small(vm("a")), 0, horizon_ticks=0)
-
-
-# --- deadlines and options
-
-
-def test_deadlines_agree_with_the_lateness_meter_for_any_service() -> None:
-    rng = np.random.default_rng(5)
-    target = np.array([1, 2, 3, 7])
-    meter = LatenessMeter(target[None])
-    past_ticks, horizon = 7, 6
-    arrivals = rng.uniform(0.0, 2.0, (20 + horizon, 4)) * rng.integers(0, 2, (20 + horizon, 4))
-    served = rng.uniform(0.0, 2.2, arrivals.shape)
-    backlog = np.zeros(4)
-    for t in range(20):
-        backlog = np.maximum(backlog + arrivals[t] - served[t], 0.0)
-        meter.update(arrivals[t][None], backlog[None])
-    zeros = np.zeros((4, 4))
-    d = deadlines(
-        Situation(
-            backlog=backlog, past=arrivals[20 - past_ticks : 20], arrivals=arrivals[20:], mix=np.ones((4, 4)),
-            held=zeros, cold=zeros, shared_ways=np.zeros(4), low=np.zeros((4, 4), np.int64), threads=np.ones(4),
-        ),
-        target,
-    )  # fmt: skip
-    done, before = np.zeros(4), d.late
-    for k in range(horizon):
-        done = np.minimum(done + served[20 + k], d.arrived[k])
-        backlog = np.maximum(backlog + arrivals[20 + k] - served[20 + k], 0.0)
-        late = meter.update(arrivals[20 + k][None], backlog[None])[0]
-        mine = d.due[k] - np.clip(done, before, d.due[k])
-        assert mine == pytest.approx(late, abs=1e-9)
-        assert d.arrived[k] - done == pytest.approx(backlog, abs=1e-9)
-        before = d.due[k]
-    assert (np.diff(d.due_beyond, axis=0) >= -1e-12).all()
-    assert d.due_beyond[-1] == pytest.approx(d.arrived[-1])
-
-
-def test_the_rate_that_meets_all_deadlines_is_among_the_service_levels() -> None:
-    run = Run(mixed(0.9), "oracle-paying")
-    for _ in range(40):
-        run.tick()
-    oracle = run.mind.policy
-    assert isinstance(oracle, OracleAllocator)
-    low = entitled(run.mind.request.ask, run.host)
-    d = deadlines(oracle._situation(low), run.hal.simulator.model.target_ticks)
-    level = service_levels(d)
-    k = np.arange(1, len(d.due) + 1)
-    in_time = (level.max(axis=1)[:, None] * k >= d.due.T - 1e-9).all()
-    assert in_time and (level[:, 0] == 0).all() and np.isfinite(level).all()
-
-
-def menu_of(scenario: Scenario, *, pays: bool = True, ticks: int = 30):  # type: ignore[no-untyped-def] # a tuple of three
-    run = Run(scenario, "oracle-paying")
-    for _ in range(ticks):
-        run.tick()
-    oracle = run.mind.policy
-    assert isinstance(oracle, OracleAllocator)
-    situation = oracle._situation(entitled(run.mind.request.ask, run.host))
-    sim = run.hal.simulator
-    menu = make_menu(situation, sim.model, scenario.host, run.host, OracleKnobs(), pays=pays)
-    return run, situation, menu
-
-
-def test_every_option_respects_entitlement_cap_and_granule() -> None:
-    run, situation, menu = menu_of(mixed(0.9))
-    possible = menu.value > IMPOSSIBLE / 2
-    assert possible[:, 0].all()
-    units = menu.units
-    assert (units >= situation.low[:, None]).all()
-    assert (units <= run.host.cap[:, None]).all()
-    assert (units % run.host.granule[:, None] == 0).all()
-    assert (units[:, 0] == situation.low).all()
-
-
-def test_moves_cost_what_they_lose_only_to_who_pays() -> None:
-    scenario = mixed(0.9)
-    run, situation, paid = menu_of(scenario)
-    free = make_menu(situation, run.hal.simulator.model, scenario.host, run.host, OracleKnobs(), pays=False)
-    ok = paid.value > IMPOSSIBLE / 2
-    assert (paid.units == free.units).all()
-    assert (paid.value <= free.value + 1e-9)[ok].all()
-    stays = (paid.units <= situation.held[:, None] + 1e-9).all(axis=2) & ok
-    stays &= (situation.cold.sum(axis=1) == 0)[:, None]
-    assert stays.any() and paid.value[stays] == pytest.approx(free.value[stays])
-    gains = (paid.units[..., CPU] > situation.held[:, None, CPU]) & ok
-    assert (paid.value < free.value - 1e-12)[gains].any()
-
-
-def test_options_know_that_ways_save_memory_and_cpu() -> None:
-    curve = MissCurve(none=0.9, all=0.05, half_ways=2.0, steepness=2.0)
-    shapes = [vm("a", access_kb=20000.0, miss=curve), vm("b", access_kb=20000.0, miss=curve)]
-    _, _, menu = menu_of(small(*shapes, load=0.8))
-    need, ways = menu.need[0], menu.units[0, :, CACHE]
-    own = ways > 0
-    order = np.argsort(ways[own], kind="stable")
-    assert (np.diff(need[own][order][:, MEMORY]) <= 1e-12).all()
-    assert (np.diff(need[own][order][:, CPU]) <= 1e-12).all()
-    assert need[own][:, MEMORY].max() > 2.0 * need[own][:, MEMORY].min()
-
-
-def test_cache_classes_are_a_pool_where_they_are_few() -> None:
-    scenario = small(*(vm(f"v{i}") for i in range(5)), classes=3)
-    run, _, menu = menu_of(scenario)
-    choices = choices_of(menu, run.host)
-    assert choices.capacity[-1] == 2 and choices.cost.shape[2] == len(Resource) + 1
-    for _ in range(30):
-        owners = (run.tick().placement.units[:, CACHE] > 0).sum()
-        assert owners <= 2
-
-
-def test_what_is_left_is_handed_out_within_caps_and_capacity() -> None:
-    run, situation, _ = menu_of(mixed(0.45))
-    units = situation.low.copy()
-    hand_out_rest(units, run.host)
-    assert (units >= situation.low).all() and (units <= run.host.cap).all()
-    assert (units % run.host.granule == 0).all()
-    for g in run.host.groups:
-        assert (units[g.rows, g.cols].sum(axis=0) <= g.capacity).all()
-    assert (units[:, CACHE] == situation.low[:, CACHE]).all()
-    assert units[:, IO].sum() > situation.low[:, IO].sum()
-
 
 # --- the oracles as policies
+
+
+@pytest.mark.parametrize("name", list(ORACLES))
+def test_what_is_decided_together_is_in_force_together(name: str) -> None:
+    """CPU in the next tick, memory two and IO three ticks on: the fast ones wait for the slow one."""
+    scenario = world_of(name, mixed(0.65, vms=6))
+    delay = PerResource(cpu=1, cache=1, memory=2, io=3)
+    scenario = replace(scenario, host=replace(scenario.host, delay_ticks=delay))
+    run = Run(scenario, name)
+    oracle = run.mind.policy
+    assert isinstance(oracle, OracleAllocator)
+    decided: list[np.ndarray] = []
+    through = oracle._decided.through
+    oracle._decided.through = lambda units: through(decided.append(units) or units)  # type: ignore[method-assign, func-returns-value] # spied on
+    run.mind.guard.options = GuardOptions(hysteresis=False)
+    for t in range(40):
+        run.tick()
+        assert t < 3 or run.mind.guard.changed == 0
+        if t > 6:  # in force in the tick just done: what was decided three ticks before it
+            sim = run.hal.simulator
+            for r in (CPU, MEMORY, IO):
+                assert (sim.holding[0, :, r] == decided[-4][:, r]).all(), (t, r)
 
 
 @pytest.mark.parametrize("name", list(ORACLES))
