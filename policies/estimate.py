@@ -34,7 +34,7 @@ _TINY = 1e-9
 IMPOSSIBLE = 100.0
 """A reading of more than this many times the whole pool is a broken counter, and missing."""
 STILL_TICKS = 8
-"""A counter that says exactly 0 after it had counted may stand still: for so long its value is missing, then it is 0."""
+"""A counter that says exactly 0 after it had counted may stand still: so long its value is missing, then it is 0."""
 OVER_LIMIT = 1.25
 """Nobody uses more than this multiple of his limit: what a counter that stood still then shows at once is no rate."""
 IDLE_SHARE = 0.02

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="seed of the search")
     parser.add_argument("--jobs", type=whole(1, 256), metavar="J", help="parallel processes (default: one a CPU)")
-    parser.add_argument("--write", type=Path, metavar="F.py", help="put the best values into this file (as policies/tuned.py)")
+    parser.add_argument(
+        "--write", type=Path, metavar="F.py", help="put the best values into this file (policies/tuned.py)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 

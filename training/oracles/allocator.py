@@ -12,7 +12,7 @@ from foreshare.envs.hal.simulated import SimulatedHal
 from foreshare.envs.simulator.cache import miss_ratio
 from foreshare.envs.simulator.scenario import PerResource, Scenario
 from foreshare.policies.allocators.base import Request
-from foreshare.policies.decide import DecideOptions, Mind
+from foreshare.policies.decide import UNHURRIED, DecideOptions, Mind
 from foreshare.policies.errors import InputError
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.host import CACHE, CPU, IO, MEMORY, FloatArray, Host, IntArray, R
@@ -23,7 +23,6 @@ from .options import Menu, OracleKnobs, make_menu
 from .queues import Situation
 from .solve import Choices, solve
 
-_NO_BUDGET_NS = 1 << 62
 _SWAPS, _GAP = 1, 0.01
 """Of solve.py: another tick is about to decide again, and closer answers were not worth anything there."""
 _T = TypeVar("_T", np.int64, np.float64)
@@ -60,8 +59,7 @@ def oracle_mind(
     The hal must be at its start. Raises InputError for a name that does not exist.
     """
     allocator = OracleAllocator(name, hal, seed, knobs)
-    options = options or DecideOptions(policy_budget_ns=_NO_BUDGET_NS)
-    return Mind(host, TrueDemand(allocator), allocator, replace(options, headroom=1.0))
+    return Mind(host, TrueDemand(allocator), allocator, replace(options or UNHURRIED, headroom=1.0))
 
 
 def _kind(name: str) -> _Kind:
@@ -77,6 +75,8 @@ class OracleAllocator:
     slowest of them can be in force; the faster ones wait for it (:class:`_Waiting`), so that what serves a request
     comes at once. Ways that are slower still come after them, and the options know that.
     """
+
+    batched = False
 
     def __init__(self, name: str, hal: SimulatedHal, seed: int, knobs: OracleKnobs | None = None) -> None:
         self.name = name
