@@ -115,10 +115,11 @@ class Estimator:
     def update(self, reading: Reading) -> None:
         """Take in one reading. Where it says nothing, demand stays and the ledger goes on."""
         o, u, w, ratio = self.options, self.usage, self._wait, self._ratio
-        missing = self._not_to_believe(reading)
+        missing, still = self._not_to_believe(reading)
         any_missing = bool(missing.any())
         np.copyto(u, reading.usage, where=~missing)
-        self._see_waiting(reading, u, w, missing if any_missing else None)
+        # What waits is counted apart, and is there even where the counter of what is used stands still.
+        self._see_waiting(reading, u, w, (missing & ~still) if any_missing else None)
         censored = (reading.quality & _CENSORED) != 0
         base = self._base
         np.multiply(self.demand, IDLE_SHARE, out=base)
@@ -174,8 +175,8 @@ class Estimator:
         if not self.known.all():
             self.demand[~self.known] = np.nan
 
-    def _not_to_believe(self, reading: Reading) -> BoolArray:
-        """Return (..., N, R) where usage is missing, cannot be, or may come from a counter that stands still."""
+    def _not_to_believe(self, reading: Reading) -> tuple[BoolArray, BoolArray]:
+        """Return (..., N, R) where usage is missing or cannot be, or (also the second) its counter may stand still."""
         believed = reading.usage >= 0.0  # not for NaN
         believed &= reading.usage <= self._most  # no counter counts to more
         np.maximum(reading.limit, self._floor_units, out=self._ratio)
@@ -186,14 +187,15 @@ class Estimator:
         if zero.any():
             self._still += 1
             self._still *= zero
-            out |= zero & (self._still <= STILL_TICKS)
+            zero &= self._still <= STILL_TICKS
+            out |= zero
         elif self._still.any():
             self._still[:] = 0
-        return out
+        return out, zero
 
     def _see_waiting(self, reading: Reading, u: FloatArray, w: FloatArray, missing: BoolArray | None) -> None:
         """Fill ``w`` with the work seen waiting, unit-ticks."""
-        np.subtract(reading.demand_low, u, out=w)
+        np.subtract(reading.demand_low, reading.usage, out=w)
         if reading.dt_ns > 0:
             waited = reading.wait_ns * (self._cpu_per_ns / reading.dt_ns)
             np.minimum(waited, np.maximum(self._most_cpu - u[..., CPU], 0.0), out=waited)  # NaN stays, fmax drops it

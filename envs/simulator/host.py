@@ -183,11 +183,15 @@ class Simulator:
 
     def step(self) -> None:
         """Advance every host by one tick."""
+        self.workloads.step()
+        self.serve()
+
+    def serve(self) -> None:
+        """Let what the workloads ask for in this tick arrive and be served: a step without its workload."""
         m = self.model
         if self._life and self.t in self._life:
             self._live(self._life[self.t])
         self._take_effect()
-        self.workloads.step()
         expected = self._rate * self.workloads.intensity
         expected *= self.alive
         np.copyto(self.arrivals, expected)

@@ -25,10 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tick.add_argument("--policy", choices=tuple(POLICIES), default=DEFAULT, help=f"who decides (default {DEFAULT})")
     tick.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="seed of the demand")
     tick.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    simulator = what.add_parser("simulator", help="VM-ticks a second of one core, with and without a policy")
+    simulator.add_argument("--hosts", type=whole(1, 4096), default=64, metavar="H", help="side by side (default 64)")
+    simulator.add_argument("--vms", type=whole(1, MAX_VMS), default=16, metavar="N", help="on each (default 16)")
+    simulator.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run the verb."""
+    if args.what == "simulator":
+        from foreshare.runtime.bench_simulator import SimulatorBench, bench_simulator
+
+        result = bench_simulator(SimulatorBench(hosts=args.hosts, vms=args.vms))
+        sys.stdout.write(json.dumps(result) + "\n" if args.json else _people_simulator(result))
+        return 0
     from foreshare.runtime.bench import TickBench, bench_tick
 
     result = bench_tick(
@@ -38,6 +48,17 @@ def execute(args: argparse.Namespace) -> int:
     )
     sys.stdout.write(json.dumps(result) + "\n" if args.json else _people(result))
     return 0
+
+
+def _people_simulator(result: dict[str, Any]) -> str:
+    lines = [f"{result['hosts']} hosts of {result['vms']} VMs on one core, million VM-ticks a second:"]
+    about = {
+        "step": "the step alone", "step_and_workload": "with its workload",
+        "all": "with estimation, features and triage", "environment": "a whole step of the environment",
+    }  # fmt: skip
+    lines += [f"  {about[name]:<40}{value / 1e6:6.2f}" for name, value in result["vm_ticks_per_s"].items()]
+    lines.append(f"a VM-tick on a host of 256 VMs costs {result['cost_ratio_256_to_16']:.2f} of one on a host of 16")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _people(result: dict[str, Any]) -> str:

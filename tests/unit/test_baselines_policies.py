@@ -34,7 +34,7 @@ from foreshare.policies.knobs import draw, knob, perturb, ranges
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import KNOBS, POLICIES, make_mind, tuned_knobs
 from foreshare.policies.tuned import COMMANDS, TUNED
-from foreshare.training.rollout import rollout
+from foreshare.training.drive import violations
 
 
 def host(n: int, priority: list[int] | None = None, reserve_cpu: int = 5) -> Host:
@@ -299,9 +299,6 @@ def test_wrong_knobs_are_refused() -> None:
 def test_triage_is_ahead_under_overload_on_mixed() -> None:
     """Paired over the same arrivals: triage, then water-filling, then PARTIES and static."""
     scenario = replace(load_scenario("mixed"), load=0.9)
-    v = {
-        name: np.mean([rollout(scenario, name, seed, 250).slo_violation_pct for seed in (31, 32)])
-        for name in ("triage", "backlog", "parties", "static")
-    }
+    v = {name: violations(scenario, name, [31, 32], 250).mean() for name in ("triage", "backlog", "parties", "static")}
     assert v["triage"] < 0.8 * v["backlog"]
     assert v["backlog"] < 0.8 * min(v["parties"], v["static"])
