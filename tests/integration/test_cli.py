@@ -115,6 +115,16 @@ def test_bench_tick_answers_in_json() -> None:
     assert said["vms"] == 8 and set(said["resources"]) == {"cpu", "cache", "memory", "io"}
 
 
+def test_bench_simulator_answers_in_json_and_for_people() -> None:
+    said = answer("bench", "simulator", "--json", "--hosts", "4", "--vms", "4")
+    speeds = said["vm_ticks_per_s"]
+    assert set(speeds) == {"step", "step_and_workload", "all", "environment"}
+    assert speeds["step"] > speeds["all"] > 0
+    assert said["hosts"] == said["vms"] == 4 and said["cost_ratio_256_to_16"] > 0
+    people = call("bench", "simulator", "--hosts", "2", "--vms", "4")
+    assert people.returncode == 0 and "the step alone" in people.stdout and not people.stderr
+
+
 @linux()
 def test_bench_tick_on_real_cgroups_answers_in_json() -> None:
     said = answer("bench", "tick", "--json", "--hal", "linux", "--vms", "8", "--ticks", "60")
@@ -187,6 +197,12 @@ def test_restore_with_nothing_to_do_is_harmless(tmp_path: Path) -> None:
         (["record", "--out", "/nowhere/x", "--seconds", "1"], "--config"),
         (["record", "--out", "/proc/nowhere", "--seconds", "0.1", "--hal", "simulated"], "/proc/nowhere"),
         (["bench"], "WHAT"),
+        (["bench", "simulator", "--hosts", "0"], "'0'"),
+        (["tune-baseline"], "POLICY"),
+        (["tune-baseline", "static"], "triage"),
+        (["tune-baseline", "backlog", "--suite", "magic"], "standard"),
+        (["tune-baseline", "backlog", "--steps", "0"], "'0'"),
+        (["tune-baseline", "backlog", "--write", "/nowhere/tuned.py"], "/nowhere"),
         (["bench", "tick", "--vms", "0"], "'0'"),
         (["restore", "--state-dir", "/proc/nowhere"], "/proc/nowhere"),
         (["restore", "--config", "/nowhere/host.toml"], "No such file"),

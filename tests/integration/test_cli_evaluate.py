@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -55,6 +56,20 @@ def refused(*arguments: str) -> str:
     done = call(*arguments)
     assert done.returncode == 2 and not done.stdout and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
+
+
+def test_tune_baseline_finds_writes_and_says(tmp_path: Path) -> None:
+    path = tmp_path / "tuned.py"
+    arguments = ["--suite", "smoke", "--steps", "80000", "--seed", "3", "--jobs", "2"]
+    said = answer("tune-baseline", "backlog", *arguments, "--write", str(path), "--json")
+    assert said["candidates"] >= 2 and said["steps"] >= 80000 and len(said["suite_hash"]) == 16
+    assert said["score"] <= 1.0
+    assert set(said["tuned"]) == set(said["defaults"]) == {"mild", "tight", "over"}
+    module = runpy.run_path(str(path))
+    assert module["TUNED"]["backlog"] == said["knobs"]
+    assert module["COMMANDS"]["backlog"] == said["command"]
+    people = call("tune-baseline", "backlog", *arguments)
+    assert people.returncode == 0 and "clear_ticks = " in people.stdout and "%" in people.stderr
 
 
 @pytest.fixture

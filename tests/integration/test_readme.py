@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,16 @@ def test_commands_for_any_machine(command: str, folder: Path) -> None:
     done = run(command, folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_the_python_block_makes_environments_that_step() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    for env in (names["one"], names["many"]):
+        env.reset(seed=1)
+        env.step(env.action_space.sample())
+        env.close()
 
 
 @pytest.mark.linux_cgroup

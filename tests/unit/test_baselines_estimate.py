@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hosts import table, topology
 
+from foreshare.envs.simulator.host import Simulator
 from foreshare.envs.simulator.scenario import load_scenario
 from foreshare.policies.estimate import STILL_TICKS, EstimateOptions, Estimator
 from foreshare.policies.host import CACHE, CPU, IO, MEMORY, Host

@@ -80,9 +80,7 @@ def test_a_run_depends_on_its_seed_and_on_nothing_else() -> None:
 
 def test_policies_meet_the_same_arrivals() -> None:
     scenario = draw(1, cpus=8, vms=4)
-    seen = []
-    for policy in ("static", "forecast"):
-        seen.append(record(scenario, policy, [5, 6], 60).arrivals)
+    seen = [record(scenario, policy, [5, 6], 60).arrivals for policy in ("static", "forecast")]
     assert (seen[0] == seen[1]).all() and seen[0].sum() > 0
 
 
