@@ -136,6 +136,15 @@ def test_two_vms_are_never_promised_the_same_way(tmp_path: Path) -> None:
     hal.close()
 
 
+def test_the_order_within_a_plan_does_not_matter_to_promises(tmp_path: Path) -> None:
+    hal = FakeHost(tmp_path, zones=lambda i: 0).open()
+    claim(hal)
+    apply(hal, (WAYS, 1, 0b1110))
+    assert apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b1000)).failures == []
+    assert held(hal).ways.tolist()[:2] == [0b110, 0b1000]
+    hal.close()
+
+
 def test_every_prefix_of_every_write_leaves_no_overlap(tmp_path: Path) -> None:
     """Fault 38: the process dies at any write; the next start goes on and ends with nothing left behind."""
     moves = [[(WAYS, 0, 0b1110), (WAYS, 1, 0b110000)], [(WAYS, 0, 0b10), (WAYS, 1, 0b1111100)],
@@ -259,6 +268,7 @@ def test_orphans_of_a_lost_journal_are_ours_to_remove(tmp_path: Path) -> None:
         host.fake.mkdir(name, dir_fd=fd)
     host.fake.close(fd)
     hal = host.open()
+    assert hal.topology.max_classes == 5, "two of the seven are somebody else's"
     claim(hal)
     assert {"foreshare-mine", "foreign"} <= host.groups()
     assert "foreshare-class12" not in host.groups() and len(host.groups()) == 6

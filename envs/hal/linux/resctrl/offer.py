@@ -16,7 +16,7 @@ from foreshare.policies.host import IntArray, Resource, Topology
 from .files import DIRECTORY, Files, OsFiles, find_mount
 from .groups import group_names
 from .info import MBA_STEP_BYTES, ResctrlInfo, domain_of_cpus, mount_options, read_info, way_bytes
-from .names import GroupNames
+from .names import PQOS, GroupNames
 from .spec import ResctrlSpec
 
 NO_BANDWIDTH = (
@@ -115,7 +115,8 @@ def _other_groups(files: Files, path: str, names: GroupNames) -> set[str]:
         raise HostError(f"{path}: {error.strerror}") from error
     try:
         # pqos' groups cannot be told from ours where its prefix is used; the claim looks at them again.
-        return {n for n in group_names(files, top) if not names.ours(n) and not n.startswith(names.prefix)}
+        pqos = names.prefix == PQOS
+        return {n for n in group_names(files, top) if not names.ours(n) and not (pqos and n.startswith(PQOS))}
     finally:
         files.close(top)
 

@@ -212,6 +212,7 @@ class Partitions:
         state, now = self.state, self.clock.now_ns()
         before = state.ways.copy(), state.memory.copy()
         entries: list[tuple[int, int]] = []
+        again: list[tuple[int, int, int]] = []
         for k, row, value in zip(at.tolist(), plan.vm[at].tolist(), plan.value[at].tolist(), strict=True):
             if not present[row]:
                 receipt.failures.append(WriteFailure(k, errno.ENOENT, "the VM is gone", True))
@@ -221,6 +222,15 @@ class Partitions:
                 state.memory[row] = min(max(value, 1), max(self.offer.memory_units, 1))
                 entries.append((k, row))
             elif state.promise_ways(row, value, now):
+                entries.append((k, row))
+            else:
+                again.append((k, row, value))
+        for (
+            k,
+            row,
+            value,
+        ) in again:  # after drift, what a plan takes for shrinking may be another VM's until that shrinks
+            if state.promise_ways(row, value, now):
                 entries.append((k, row))
             else:
                 text = f"way mask {value:#x} is illegal here, or some of it is another VM's"
