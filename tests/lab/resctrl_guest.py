@@ -60,14 +60,15 @@ def make(n: int, paths: list[str], isolated: tuple[int, ...], **fields: object) 
     return LinuxHal(LinuxSpec(vms=vms, resctrl=spec))
 
 
-def masks(hal: LinuxHal) -> dict[int, list[int]]:
+def masks(hal: LinuxHal, found: dict[str, dict[int, int]] | None = None) -> dict[int, list[int]]:
     """Return, read from the kernel's own files, each VM's masks in the domains of its zone."""
     parts = hal.partitions
     assert parts is not None
+    found = found or {name: parse_schemata(text)["L3"] for name, text in tree().items()}
     out = {}
     for row in range(len(hal.vms)):
         name = parts.named[int(parts.state.group[row])][0]
-        l3 = parse_schemata((ROOT / name / "schemata").read_text())["L3"]
+        l3 = found[name]
         zone = parts.offer.domain_zone == hal.vms.zone[row]
         out[row] = [l3[d] for d in parts.offer.domain_id[zone].tolist() if d in l3]
     return out
@@ -76,14 +77,15 @@ def masks(hal: LinuxHal) -> dict[int, list[int]]:
 def check(hal: LinuxHal, owners: list[int]) -> list[str]:
     """Return what is wrong with the kernel's files: illegal masks, ways of an owner that somebody else may fill."""
     wrong = []
-    for name, text in tree().items():
+    kernel = {name: parse_schemata(text)["L3"] for name, text in tree().items()}
+    for name, values in kernel.items():
         if name.startswith(PREFIX):
-            for domain, mask in parse_schemata(text)["L3"].items():
+            for domain, mask in values.items():
                 if not is_run(mask) or mask >> 12:
                     wrong.append(f"{name} has the mask {mask:x} in domain {domain}")
     parts = hal.partitions
     assert parts is not None
-    found = masks(hal)
+    found = masks(hal, kernel)
     for a in owners:
         for b in range(len(hal.vms)):
             if a == b or hal.vms.zone[a] != hal.vms.zone[b]:

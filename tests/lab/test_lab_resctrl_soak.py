@@ -22,7 +22,7 @@ from foreshare.policies.host import Host, Placement
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import make_mind
 
-TICKS = int(os.environ.get("FORESHARE_LAB_TICKS", "2000"))
+TICKS = int(os.environ.get("FORESHARE_LAB_TICKS", "300"))
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
@@ -71,7 +71,7 @@ def offline(cpu: int, online: int) -> None:
     Path(f"/sys/devices/system/cpu/cpu{cpu}/online").write_text(str(online))
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_sixteen_vms_and_everything_that_can_happen() -> None:
     """Faults 9, 11, 13, 20 and 21: after every tick the kernel's own files show legal masks and nothing shared.
 
@@ -94,6 +94,8 @@ def test_sixteen_vms_and_everything_that_can_happen() -> None:
         owners_seen: set[int] = set()
         for number in range(TICKS):
             fault = ""
+            if number % 100 == 0:
+                print(number, round(time.monotonic()), thrown, flush=True)  # a slow machine shows where it is
             if number > 20 and grace == 0 and number % 25 == 0 and number < TICKS - 60:
                 fault = ("reset", "cpu", "rmdir", "reset", "cpu")[number // 25 % 5]
                 name = parts.named[int(rng.integers(len(parts.named)))][0]

@@ -26,8 +26,9 @@ from .claim import Held
 from .controls import VmControls, open_vm
 from .facts import vm_facts
 from .resctrl.monitor import Monitor
+from .resctrl.names import previous_groups
 from .resctrl.offer import Offer, files_of, find_offer, with_offer
-from .resctrl.partitions import Partitions, previous_groups
+from .resctrl.partitions import Partitions
 from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
 from .roots import Roots

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from foreshare.policies.errors import InputError
+import numpy as np
+
+from foreshare.policies.errors import HostError, InputError
+from foreshare.policies.host import Isolation, VmTable
 
 _PREFIX = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}", re.ASCII)
 PQOS = "COS"
@@ -50,3 +55,26 @@ def vm_hex(identity: str) -> str:
         return uuid.UUID(identity).hex
     except ValueError:
         return uuid.uuid5(uuid.NAMESPACE_OID, identity).hex
+
+
+def plan_groups(names: GroupNames, table: VmTable, most: int) -> list[tuple[str, int]]:
+    """Return (name, VM whose own it is or -1) of each group: one for each VM if ``most`` are enough for that.
+
+    Else one for each isolated VM, and classes for the rest. Raises HostError where no class would be left.
+    """
+    n = len(table)
+    own = list(range(n)) if n <= most else np.flatnonzero(table.isolation != Isolation.SHARED).tolist()
+    if len(own) >= most and len(own) < n:
+        raise HostError(
+            f"{len(own)} isolated VMs need a resctrl group each and the others one together; this host has {most}"
+            " left (other tools' groups count)"
+        )
+    out = [(names.vm(table.uuid[row], k), row) for k, row in enumerate(own)]
+    if len(own) < n:
+        out += [(names.shared(k), -1) for k in range(len(own), most)]
+    return out
+
+
+def previous_groups(doc: Mapping[str, Any]) -> list[str]:
+    """Return the names of the groups that a record remembers."""
+    return [name for item in doc.get("items", ()) if item.get("what") == "resctrl" for name in item["groups"]]

@@ -7,7 +7,7 @@ hot-plug breaks is mended in :mod:`.upkeep`.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,13 @@ from foreshare.envs.hal.linux.threads import VmThreads
 from foreshare.envs.hal.protocol import Clock
 from foreshare.envs.hal.types import Control, Plan, Receipt, WriteFailure
 from foreshare.policies.errors import HostError
-from foreshare.policies.host import IntArray, Isolation, Placement, Resource, VmTable
+from foreshare.policies.host import IntArray, Placement, Resource, VmTable
 
 from .classes import regroup
 from .files import Files
 from .groups import Group, Tree
 from .members import Members
-from .names import PQOS, GroupNames
+from .names import PQOS, GroupNames, plan_groups
 from .offer import Offer
 from .spec import ResctrlSpec
 from .state import UNKNOWN, State
@@ -43,7 +43,7 @@ class Partitions:
         self.files = files
         self.tree = Tree(files, offer.info.path)
         self.names = GroupNames(spec.prefix)
-        self.named = self._plan()
+        self.named = plan_groups(self.names, table, offer.groups)
         """Name of each group and the VM whose own it is (-1: a class)."""
         self.state = State(offer, table, len(self.named), round(spec.quarantine_ms * 1e6))
         self.members = Members(self.tree, threads, table.uuid)
@@ -58,21 +58,6 @@ class Partitions:
         """VMs without a group of their own."""
         self._cache_names = [n.encode() for n in (offer.info.cache.names if offer.info.cache and offer.ways else ())]
         self._first_grouping()
-
-    def _plan(self) -> list[tuple[str, int]]:
-        """Name the groups: one for each VM if there are enough, else for each isolated VM, and classes for the rest."""
-        n, most = len(self.table), self.offer.groups
-        apart = np.flatnonzero(self.table.isolation != Isolation.SHARED).tolist()
-        own = list(range(n)) if n <= most else apart
-        if len(own) >= most and len(own) < n:
-            raise HostError(
-                f"{len(own)} isolated VMs need a resctrl group each and the others one together; this host has {most}"
-                " left (other tools' groups count)"
-            )
-        out = [(self.names.vm(self.table.uuid[row], k), row) for k, row in enumerate(own)]
-        if len(own) < n:
-            out += [(self.names.shared(k), -1) for k in range(len(own), most)]
-        return out
 
     def _own(self, row: int) -> int:
         return next((s for s, (_, r) in enumerate(self.named) if r == row), -1)
@@ -416,8 +401,3 @@ class Partitions:
         if not self.offer.memory_units:
             return ""
         return f"write MB:{domains.replace('{}', str(self.offer.kernel_value(value)))} to resctrl {name}/schemata"
-
-
-def previous_groups(doc: Mapping[str, Any]) -> list[str]:
-    """Return the names of the groups that a record remembers."""
-    return [name for item in doc.get("items", ()) if item.get("what") == "resctrl" for name in item["groups"]]
