@@ -38,7 +38,8 @@ def examine(roots: Roots | None = None) -> dict[str, Any]:
     """Return everything that can be found out, as JSON values.
 
     Keys: ``resources`` (by resource: measure, move, interface, unit, units, why_not), ``vms``, ``clock``, ``host``,
-    ``inventory``, ``root``, ``cgroup``, ``advice``. Raises HostError where neither /proc nor /sys can be read at all.
+    ``inventory``, ``resctrl``, ``root``, ``cgroup``, ``advice``. Raises HostError where neither /proc nor /sys can be
+    read at all.
     """
     roots = roots or Roots()
     if not any(_listable(folder) for folder in (roots.proc, roots.sys)):
@@ -49,6 +50,7 @@ def examine(roots: Roots | None = None) -> dict[str, Any]:
         "clock": _clock(roots),
         "host": _host(roots),
         "inventory": inventory(roots),
+        "resctrl": capabilities.resctrl_facts(roots),
         "root": os.geteuid() == 0,
         "cgroup": _cgroup(roots),
     }

@@ -73,6 +73,7 @@ def _host(report: dict[str, Any]) -> Section:
         ("cgroups", mounted or report["cgroup"]["why_none"] or "none of the controllers that matter"),
         ("cache and memory QoS", " ".join(qos["flags"]) or f"none: {qos['why_none']}"),
         ("resctrl", state),
+        ("resctrl offers", _offers(report["resctrl"])),
         (
             "clock",
             f"{_said(clock['source'])}, resolution {clock['resolution_ns']} ns, wakes up {late['p50']:.0f} us late at"
@@ -80,6 +81,26 @@ def _host(report: dict[str, Any]) -> Section:
         ),
     ]
     return Section("The host", ("what", "is"), rows)
+
+
+def _offers(facts: dict[str, Any]) -> str:
+    if facts["why_none"]:
+        return f"nothing: {facts['why_none']}"
+    cache, bandwidth = facts["cache"], facts["bandwidth"]
+    parts = [f"{facts['classes']} classes, {facts['classes_free']} of them free"]
+    if cache:
+        shape = "in one run" if cache["contiguous"] else "in any pattern"
+        each = f"{cache['way_bytes'] / 2**20:.1f} MiB in each of {len(facts['domains'])} L3 domains"
+        parts.append(
+            f"{cache['ways']} ways of {each}, {cache['ways_to_own']} to own, at least {cache['least_ways']}, {shape},"
+            f" bits shared with IO: {cache['shareable_bits']}"
+            + (", code and data apart" if cache["code_and_data_apart"] else "")
+        )
+    if bandwidth:
+        parts.append(f"memory bandwidth in {bandwidth['unit']} from {bandwidth['least']} to {bandwidth['most']}")
+    events = facts["monitoring"]["events"]
+    parts.append(f"{facts['monitoring']['ids']} monitoring ids ({', '.join(events)})" if events else "no monitoring")
+    return "; ".join(parts)
 
 
 def _memory(report: dict[str, Any]) -> Section:

@@ -85,7 +85,8 @@ def resolve(specs: Sequence[VmSpec], topology: Topology) -> VmTable:
             low, high = _amount(s, "reservation", r), _amount(s, "cap", r)
             if low is not None and high is not None and high < low:
                 raise InputError(f"VM {s.name!r}: cap.{r.name.lower()} is below its reservation")
-            size = pool.unit_size if pool.units else 1.0
+            # Ways are asked for in ways, whatever one holds.
+            size = pool.unit_size if pool.units and r != Resource.CACHE else 1.0
             reservation[i, r] = math.ceil((low or 0.0) / size - 1e-9) if pool.units else 0
             cap[i, r] = pool.units if high is None else min(math.floor(high / size + 1e-9), pool.units)
             if reservation[i, r] > pool.units:

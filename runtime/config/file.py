@@ -40,6 +40,7 @@ from .schema import (
     IoDeviceConfig,
     MigrateConfig,
     PolicyConfig,
+    ResctrlConfig,
     VmConfig,
     fill,
 )
@@ -72,6 +73,7 @@ class Config:
             cpus=self.host.cpus,
             placement=self.host.placement,
             io=tuple(d.spec() for d in self.host.io),
+            resctrl=self.host.resctrl.spec(),
         )
 
 
@@ -183,6 +185,7 @@ def describe_config() -> str:
     for header, section, note in (
         ("[host]", HostConfig, ""),
         ("[[host.io]]", IoDeviceConfig, "May also be written in one line, as shown above."),
+        ("[host.resctrl]", ResctrlConfig, ""),
         ("[policy]", PolicyConfig, ""),
         ("[migrate]", MigrateConfig, ""),
         ("[[vm]]", VmConfig, ""),

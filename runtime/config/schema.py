@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from foreshare.envs.hal.linux.resctrl.names import GroupNames
+from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
 from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
 from foreshare.envs.hal.spec import MAX_VMS, Amounts, VmSpec
+from foreshare.policies.errors import InputError
 from foreshare.policies.host import Isolation
 
 from .values import (
@@ -23,6 +26,7 @@ from .values import (
     Refused,
     absolute_path,
     block_device,
+    boolean,
     cgroup_path,
     choice,
     cpu_list,
@@ -126,6 +130,44 @@ class IoDeviceConfig:
         return IoDevice(device=self.device, bandwidth_bytes=self.bandwidth)
 
 
+def _group_prefix() -> Reader[str]:
+    """Read what the names of resctrl groups start with."""
+
+    def read(value: Any) -> str:
+        name = text(32).read(value)
+        try:
+            GroupNames(name)
+        except InputError as e:
+            raise Refused(str(e), sentence=True) from None
+        return name
+
+    return Reader("1 to 32 letters, digits, - and _, a letter first", read)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResctrlConfig:
+    """Cache ways and memory bandwidth, moved through resctrl. The table and every key in it may be left out."""
+
+    use: UseMode = field(default="auto", metadata=_key(choice(("auto", "off", "require")), '"auto"'))
+    """auto: where resctrl is mounted and has classes left; require: refuse to start where not; off: leave it alone."""
+    prefix: str = field(default="foreshare-", metadata=_key(_group_prefix(), '"foreshare-"'))
+    """What our groups' names start with; no others are touched. With "COS", which pqos can read, they have numbers."""
+    memory_bandwidth: float | None = field(default=None, metadata=_key(rate(positive=True), '"100GB/s"'))
+    """What the memory of one NUMA node can do; without it memory bandwidth is not moved. No host tells: measure it."""
+    shared_ways: int = field(default=1, metadata=_key(whole(1, 31), "1"))
+    """Ways that no VM ever owns."""
+    quarantine_ms: float = field(default=0.0, metadata=_key(number(0, 60000, "ms"), "0"))
+    """How long a way that leaves an isolated VM rests with nobody before another VM may fill it."""
+    moves_per_s: int = field(default=200, metadata=_key(whole(1, 1000000), "200"))
+    """Where there are more VMs than classes: most threads that change their class in a second."""
+    confine_host: bool = field(default=False, metadata=_key(boolean(), "false"))
+    """Keep whatever is no VM of ours out of the VMs' ways too: narrows the default group, whose file is not ours."""
+
+    def spec(self) -> ResctrlSpec:
+        """Return the table as the hardware layer takes it."""
+        return ResctrlSpec(**{f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HostConfig:
     """The machine and the loop. The table and every key in it may be left out."""
@@ -141,6 +183,8 @@ class HostConfig:
         metadata=_key(_array(_table(IoDeviceConfig), 64), '[{ device = "/dev/vda", bandwidth = "200MB/s" }]'),
     )
     """Block devices whose bandwidth is handed out; without any, IO is not moved."""
+    resctrl: ResctrlConfig = field(default=ResctrlConfig(), metadata=_key(_table(ResctrlConfig), '{ use = "auto" }'))
+    """Cache ways and memory bandwidth: a table of its own, below."""
     state_dir: str = field(default="/run/foreshare", metadata=_key(absolute_path(), '"/run/foreshare"'))
     """Folder of the journal that puts the host back after a crash; it must not outlive a reboot."""
 

@@ -135,6 +135,17 @@ def whole(low: int, high: int) -> Reader[int]:
     return Reader(what, read)
 
 
+def boolean() -> Reader[bool]:
+    """Read true or false."""
+
+    def read(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise _wrong("true or false", value)
+        return value
+
+    return Reader("true or false", read)
+
+
 def rate(*, positive: bool = False) -> Reader[float]:
     """Return a reader for bytes per second: a number, or a string with a unit."""
     what = 'bytes per second: a number, or a string such as "200MB/s" or "1.5GiB"'

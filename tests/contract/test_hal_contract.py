@@ -14,10 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from resctrl_host import FakeHost
 
 from foreshare.envs.hal import Control, Hal, Plan, Receipt
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
 from foreshare.envs.hal.linux.hal import LinuxHal
+from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
 from foreshare.envs.hal.linux.temporary import temporary_cgroups
@@ -90,7 +92,8 @@ def linux(folder: Path) -> Backend:
     disks = sorted(d for d in os.listdir("/sys/block") if d.startswith(("vd", "sd", "nvme", "xvd")))
     number = [(Path("/sys/block") / d / "dev").read_text().strip() for d in disks[:1]]
     try:
-        hal = LinuxHal(LinuxSpec(vms=vms, io=tuple(IoDevice(device=n, bandwidth_bytes=1e9) for n in number)))
+        io = tuple(IoDevice(device=n, bandwidth_bytes=1e9) for n in number)
+        hal = LinuxHal(LinuxSpec(vms=vms, io=io, resctrl=ResctrlSpec(memory_bandwidth=50e9)))
     except BaseException:
         stack.close()
         raise
@@ -103,7 +106,12 @@ def linux(folder: Path) -> Backend:
     return Backend(hal, vanish, stack.close)
 
 
-BACKENDS = {"simulated": simulated, "replay": replay, "linux": linux}
+def fake_resctrl(folder: Path) -> Backend:
+    host = FakeHost(folder, n=9, isolated=(1,))
+    return Backend(host.open(), None)
+
+
+BACKENDS = {"simulated": simulated, "replay": replay, "linux": linux, "fake resctrl": fake_resctrl}
 
 
 def params() -> list[object]:

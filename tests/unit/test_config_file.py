@@ -18,7 +18,14 @@ from foreshare.policies.errors import ConfigError
 from foreshare.policies.host import Isolation
 from foreshare.runtime.config import MAX_BYTES, Config, describe_config, field_help, load_config, parse_config
 from foreshare.runtime.config import file as config_module
-from foreshare.runtime.config.schema import AmountsConfig, HostConfig, IoDeviceConfig, MigrateConfig, VmConfig
+from foreshare.runtime.config.schema import (
+    AmountsConfig,
+    HostConfig,
+    IoDeviceConfig,
+    MigrateConfig,
+    ResctrlConfig,
+    VmConfig,
+)
 
 FULL = """\
 [host]
@@ -280,7 +287,7 @@ def test_the_configuration_is_frozen_and_keyword_only() -> None:
 def test_the_reference_names_every_key_with_its_help_and_a_value_that_is_accepted() -> None:
     reference = describe_config()
     flat = re.sub(r"\s+", " ", reference)
-    for section in (HostConfig, IoDeviceConfig, MigrateConfig, AmountsConfig, VmConfig):
+    for section in (HostConfig, ResctrlConfig, IoDeviceConfig, MigrateConfig, AmountsConfig, VmConfig):
         sentences = field_help(section)
         for name, f in section.__dataclass_fields__.items():
             assert re.sub(r"\s+", " ", sentences[name]) in flat
@@ -290,12 +297,36 @@ def test_the_reference_names_every_key_with_its_help_and_a_value_that_is_accepte
     assert max(len(line) for line in reference.splitlines()) <= 100
 
 
+def test_the_resctrl_table_is_read_and_refused_with_its_line() -> None:
+    c = parse_config(
+        '[host.resctrl]\nuse = "require"\nprefix = "fs-"\nmemory_bandwidth = "100GB/s"\nquarantine_ms = 20\n', path="f"
+    )
+    spec = c.linux_spec().resctrl
+    assert (spec.use, spec.prefix, spec.memory_bandwidth, spec.quarantine_ms) == ("require", "fs-", 1e11, 20.0)
+    assert parse_config("", path="f").linux_spec().resctrl.use == "auto"
+    for line, why in (
+        ('prefix = "../x"', "cannot start the names"), ('prefix = ""', "prefix"), ("shared_ways = 0", "shared_ways"),
+        ("confine_host = 1", "true or false"), ('use = "maybe"', "use"), ("moves = 1", "unknown key"),
+        ("quarantine_ms = nan", "quarantine_ms"), ("memory_bandwidth = 0", "memory_bandwidth"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=why) as caught:
+            parse_config(f"[host.resctrl]\n{line}\n", path="f")
+        assert caught.value.line == 2 and "\n" not in str(caught.value)
+
+
 JUNK = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
-KEYS = sorted({*VmConfig.__dataclass_fields__, *HostConfig.__dataclass_fields__, *AmountsConfig.__dataclass_fields__})
+KEYS = sorted(
+    {
+        *ResctrlConfig.__dataclass_fields__,
+        *VmConfig.__dataclass_fields__,
+        *HostConfig.__dataclass_fields__,
+        *AmountsConfig.__dataclass_fields__,
+    }
+)
 
 
 def as_toml(value: object) -> str:
@@ -312,7 +343,7 @@ def as_toml(value: object) -> str:
     return str(value)
 
 
-@given(st.sampled_from(["host", "policy", "migrate", "vm.reservation"]), st.sampled_from(KEYS), JUNK)
+@given(st.sampled_from(["host", "host.resctrl", "policy", "migrate", "vm.reservation"]), st.sampled_from(KEYS), JUNK)
 def test_junk_is_refused_with_a_line_or_read_never_a_traceback(table: str, key: str, value: object) -> None:
     text = f"[[vm]]\nname = 'a'\n[{table}]\n{key} = {as_toml(value)}\n"
     try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+from resctrl_host import FakeHost
 
-from foreshare.envs.hal.linux.capabilities import clock_facts, probe
+from foreshare.envs.hal.linux.capabilities import clock_facts, probe, resctrl_facts
+from foreshare.envs.hal.linux.resctrl.fake import Hardware
+from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
 from foreshare.envs.hal.linux.topology import discover
@@ -84,10 +88,32 @@ def test_why_not_follows_what_the_kernel_knows(tmp_path: Path) -> None:
     assert "switched off" in caps["io"].why_not
     assert "resctrl is not mounted" in caps["cache"].why_not
     assert "resctrl is not mounted" in caps["memory"].why_not
-    put(tmp_path, {"sys/fs/resctrl/info/L3/cbm_mask": "fff", "sys/fs/resctrl/info/MB/min_bandwidth": "10"})
-    caps = probe(roots)
-    assert "12 L3 ways" in caps["cache"].why_not
-    assert caps["memory"].interface == "resctrl MB"
+    (tmp_path / "sys/fs/resctrl").mkdir(parents=True)
+    assert "mount -t resctrl" in probe(roots)["cache"].why_not
+
+
+def test_what_resctrl_offers(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    caps = probe(host.roots)
+    assert (caps["cache"].measure, caps["cache"].move, caps["cache"].units, caps["cache"].unit) == (
+        True,
+        True,
+        10,
+        "way",
+    )
+    assert (caps["memory"].measure, caps["memory"].move) == (True, False)
+    assert "memory_bandwidth" in caps["memory"].why_not
+    assert probe(host.roots, resctrl=ResctrlSpec(memory_bandwidth=1e11))["memory"].unit == "10 % MBA"
+    facts = resctrl_facts(host.roots)
+    assert (facts["classes"], facts["classes_free"], facts["domains"]) == (8, 7, [0, 1])
+    assert facts["cache"]["shareable_bits"] == "800" and facts["bandwidth"]["unit"] == "10 %"
+    json.dumps(facts, allow_nan=False)
+    host.fake.umount()
+    assert "no resctrl" in resctrl_facts(host.roots)["why_none"]
+    clustered = FakeHost(tmp_path / "snc", Hardware(domains={0: frozenset(range(8))}))
+    assert "sub-NUMA clustering" in probe(clustered.roots)["cache"].why_not
+    odd = FakeHost(tmp_path / "odd", Hardware(linear=False))
+    assert "not linear" in probe(odd.roots, resctrl=ResctrlSpec(memory_bandwidth=1e11))["memory"].why_not
 
 
 def test_a_v2_host_with_a_disk_can_move_cpu_and_io(tmp_path: Path) -> None:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from foreshare.envs.hal.types import Capability
-from foreshare.policies.errors import InputError
+from foreshare.policies.errors import HostError, InputError
 
 from .cgroups import Cgroup, Hierarchies, find_hierarchies, split_path
+from .resctrl.offer import Offer, find_offer
+from .resctrl.spec import ResctrlSpec
 from .roots import Roots, read_text
 from .spec import IoDevice
 from .topology import IO_UNITS, discover, unit_name
-
-_LATER = "this version of foreshare does not drive resctrl"
 
 
 def probe(
@@ -28,6 +29,7 @@ def probe(
     units_per_cpu: int = 10,
     io: Sequence[IoDevice] = (),
     cgroups: Sequence[str] = (),
+    resctrl: ResctrlSpec | None = None,
 ) -> dict[str, Capability]:
     """Return a Capability for cpu, cache, memory and io.
 
@@ -38,10 +40,11 @@ def probe(
     hierarchies = find_hierarchies(roots)
     layout = discover(roots, cpus=cpus, units_per_cpu=units_per_cpu)
     flags = _cpu_flags(roots)
+    offer = find_offer(roots, layout, resctrl or ResctrlSpec())
     return {
         "cpu": _cpu(hierarchies, roots, len(layout.cpu_id) * units_per_cpu, unit_name(units_per_cpu), cgroups),
-        "cache": _cache(roots, flags),
-        "memory": _memory(roots, flags),
+        "cache": _cache(roots, flags, offer),
+        "memory": _memory(roots, flags, offer),
         "io": _io(hierarchies, roots, io, cgroups),
     }
 
@@ -74,30 +77,72 @@ def _cpu(h: Hierarchies, roots: Roots, units: int, unit: str, cgroups: Sequence[
     )  # fmt: skip
 
 
-def _cache(roots: Roots, flags: frozenset[str]) -> Capability:
-    info = f"{roots.sys}/fs/resctrl/info/L3"
-    if os.path.isdir(info):
-        bits = int(read_text(f"{info}/cbm_mask") or "0", 16).bit_count()
-        why = f"resctrl is mounted and has {bits} L3 ways, but {_LATER}"
-        interface = "resctrl L3"
-    elif "cat_l3" in flags:
-        interface, why = "", f"the CPU has L3 cache allocation, but resctrl is not mounted, and {_LATER}"
-    else:
-        interface = ""
-        why = "the CPU shows no L3 cache allocation (no cat_l3 in /proc/cpuinfo); inside a VM that is up to its host"
-    return Capability(measure=False, move=False, interface=interface, unit="", units=0, why_not=why)
+def _cache(roots: Roots, flags: frozenset[str], offer: Offer | str) -> Capability:
+    if isinstance(offer, Offer) and offer.info.cache is not None:
+        why = offer.why_no_ways or _unwritable(roots, offer.info.path)
+        measure = "llc_occupancy" in offer.info.features
+        return Capability(
+            measure=measure, move=not why, interface="resctrl L3", unit="way", units=offer.ways, why_not=why
+        )  # fmt: skip
+    return _without(flags, "cat_l3", "L3 cache allocation", offer, "inside a VM that is up to its host")
 
 
-def _memory(roots: Roots, flags: frozenset[str]) -> Capability:
-    if os.path.isdir(f"{roots.sys}/fs/resctrl/info/MB"):
-        interface, why = "resctrl MB", f"resctrl is mounted and has memory bandwidth allocation, but {_LATER}"
-    elif "mba" in flags:
-        interface = ""
-        why = f"the CPU has memory bandwidth allocation, but resctrl is not mounted, and {_LATER}"
+def _memory(roots: Roots, flags: frozenset[str], offer: Offer | str) -> Capability:
+    if isinstance(offer, Offer) and offer.info.bandwidth is not None:
+        why = offer.why_no_memory or _unwritable(roots, offer.info.path)
+        measure = "mbm_total_bytes" in offer.info.features
+        return Capability(
+            measure=measure, move=not why, interface="resctrl MB", unit=offer.memory_unit if offer.memory_units else "",
+            units=offer.memory_units, why_not=why,
+        )  # fmt: skip
+    return _without(flags, "mba", "memory bandwidth allocation", offer, "and no other interface moves it")
+
+
+def _without(flags: frozenset[str], flag: str, what: str, offer: Offer | str, otherwise: str) -> Capability:
+    if isinstance(offer, Offer):
+        why = f"resctrl is mounted, but has no {what}"
+    elif flag not in flags and "mounted" not in offer and "taken" not in offer:
+        why = f"the CPU shows no {what} (no {flag} in /proc/cpuinfo); {otherwise}"
+    elif "no resctrl" in offer:
+        why = f"the CPU has {what}, but resctrl is not mounted, and the kernel shows no place for it"
     else:
-        interface = ""
-        why = "the CPU shows no memory bandwidth allocation (no mba in /proc/cpuinfo), and no other interface moves it"
-    return Capability(measure=False, move=False, interface=interface, unit="", units=0, why_not=why)
+        why = offer
+    return Capability(measure=False, move=False, interface="", unit="", units=0, why_not=why)
+
+
+def _unwritable(roots: Roots, path: str) -> str:
+    if roots.resctrl is not None or os.access(f"{path}/schemata", os.W_OK):
+        return ""
+    return f"no permission to write below {path}: run as root"
+
+
+def resctrl_facts(roots: Roots) -> dict[str, Any]:
+    """Return what resctrl offers as JSON values, for people and for whoever plans a configuration.
+
+    ``why_none`` is empty where there is anything; the other keys are then there: classes, ways, bandwidth, monitoring.
+    """
+    try:
+        offer = find_offer(roots, discover(roots), ResctrlSpec())
+    except (HostError, InputError) as error:
+        offer = str(error)
+    if isinstance(offer, str):
+        return {"why_none": offer}
+    info = offer.info
+    c, b = info.cache, info.bandwidth
+    return {
+        "why_none": "", "path": info.path, "classes": info.closids, "classes_free": offer.groups,
+        "domains": list(info.domains),
+        "cache": None if c is None else {
+            "ways": c.bits, "ways_to_own": offer.ways, "least_ways": c.min_bits, "contiguous": not c.sparse,
+            "shareable_bits": f"{c.shareable:x}", "way_bytes": round(offer.way_bytes),
+            "code_and_data_apart": len(c.names) > 1, "why_not": offer.why_no_ways,
+        },
+        "bandwidth": None if b is None else {
+            "unit": f"{b.step} %" if b.percent else "1/8 GB/s", "least": b.minimum, "most": b.most,
+            "why_not": offer.why_no_memory,
+        },
+        "monitoring": {"ids": info.rmids, "events": list(info.features)},
+    }  # fmt: skip
 
 
 def _io(h: Hierarchies, roots: Roots, io: Sequence[IoDevice], cgroups: Sequence[str]) -> Capability:

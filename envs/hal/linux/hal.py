@@ -1,8 +1,4 @@
-"""The linux backend: real cgroups, real threads, one kernel.
-
-Cache ways and memory bandwidth have no units here; a resctrl module would open its files beside the cgroup ones, add
-its controls to :class:`~foreshare.envs.hal.linux.actuation.Writer` and its items to the remembered document.
-"""
+"""The linux backend: real cgroups, real threads, resctrl where there is one, one kernel."""
 
 from __future__ import annotations
 
@@ -13,10 +9,12 @@ import resource as rlimits
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from foreshare.envs.hal.clock import MonotonicClock
 from foreshare.envs.hal.protocol import Clock
 from foreshare.envs.hal.spec import VmSpec, resolve
-from foreshare.envs.hal.types import Plan, Receipt
+from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.errors import HalError, HostError
 from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
@@ -24,8 +22,14 @@ from foreshare.policies.reading import Reading
 from . import claim, cpulist
 from .actuation import Writer
 from .cgroups import Cgroup, Hierarchies, find_hierarchies, split_path, threads_file
+from .claim import Held
 from .controls import VmControls, open_vm
 from .facts import vm_facts
+from .resctrl.monitor import Monitor
+from .resctrl.names import previous_groups
+from .resctrl.offer import Offer, files_of, find_offer, with_offer
+from .resctrl.partitions import Partitions
+from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
 from .roots import Roots
 from .spec import LinuxSpec
@@ -57,6 +61,9 @@ class LinuxHal:
             raise HostError("the same IO device is configured twice")
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
         self._vms = resolve(spec.vms, self._topology)
+        offer = self._offer()
+        self.why_no_resctrl = "" if isinstance(offer, Offer) else offer
+        """Why cache ways and memory bandwidth have no units; empty where they have."""
         _refuse_nesting(spec.vms)
         _raise_descriptor_limit(len(spec.vms))
         self._hierarchies = find_hierarchies(self._roots)
@@ -64,11 +71,17 @@ class LinuxHal:
         self._threads: list[VmThreads] = []
         self._doc: Mapping[str, Any] | None = None
         self._claimed = self._closed = False
+        self.partitions: Partitions | None = None
+        """Cache ways and memory bandwidth, where there are any to hand out."""
+        self._upkeep: Upkeep | None = None
+        self._monitor: Monitor | None = None
         self.restored: RestoreReport | None = None
         """What close() put back."""
         try:
             for vm in spec.vms:
                 self._open(vm)
+            if isinstance(offer, Offer):
+                self._open_partitions(offer)
             self._writer = Writer(
                 self._controls, self._threads, self._vms, self._topology, self._devices, spec.io, spec.period_us,
                 self._clock,
@@ -122,6 +135,10 @@ class LinuxHal:
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` in place."""
         self._sampler.sample(reading)
+        if self._upkeep is not None:
+            self._upkeep.tend(self._sampler.present)
+        if self._monitor is not None and self.partitions is not None:
+            self._monitor.fill(reading, self.partitions)
 
     def extras(self) -> dict[str, dict[str, object]]:
         """Return slower facts by VM UUID: memory, NUMA, pressure, IO totals, threads. Not for the tick path."""
@@ -144,19 +161,19 @@ class LinuxHal:
         if self._claimed:
             return
         self._lease()
-        held = claim.Held(
+        held = Held(
             self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us
         )  # fmt: skip
         managed = {vm.cgroup for vm in self._controls}
         try:
-            found = claim.collect(held, self._roots)
+            found = self._collect(held)
             doc, left_over = claim.adopt(found, previous or {}, managed)
             if left_over["items"]:
                 report = restore(left_over, self._roots)
                 if report.failed:
                     raise HostError(f"what an earlier run left behind cannot be put back: {report.failed[0]}")
                 # What was put back may show in what we found: threads get wider masks with their cpuset.
-                found = claim.collect(held, self._roots)
+                found = self._collect(held)
                 doc, _ = claim.adopt(found, previous or {}, managed)
         except OSError as error:
             raise HostError(_while_opening(error)) from error
@@ -164,8 +181,14 @@ class LinuxHal:
         self._doc = doc
         try:
             claim.take(held, found, doc)
+            if self.partitions is not None:
+                self.partitions.take(previous_groups(previous or {}))
+                if self._monitor is not None:
+                    self._monitor.watch(self.partitions)
+                    self._monitor.start()
             self.read_back(Placement.empty(len(self._vms), self._topology.cpus))
         except (OSError, HostError) as error:
+            self._close_partitions()
             report = restore(doc, self._roots)
             self._doc = None
             text = str(error) if isinstance(error, HostError) else _while_opening(error)
@@ -176,24 +199,35 @@ class LinuxHal:
 
     def describe(self, plan: Plan) -> list[str]:
         """Return one line for each write of ``plan``."""
-        return self._writer.describe(plan, self._roots.cgroup)
+        lines = self._writer.describe(plan, self._roots.cgroup)
+        if self.partitions is not None:
+            entries = zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), strict=True)
+            for k, (control, row, value) in enumerate(entries):
+                if control in (Control.WAYS, Control.MEMORY):
+                    lines[k] = self.partitions.describe(control, row, value) or lines[k]
+        return lines
 
     def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
         """Write ``plan`` in order. Raises HalError before ``claim``."""
         if not self._claimed:
             raise HalError("apply to", "host", errno.EPERM, "claim comes first")
         self._writer.apply(plan, deadline_ns, receipt)
+        if self.partitions is not None and self._upkeep is not None and not self._upkeep.down:
+            self.partitions.apply(plan, self._sampler.present, deadline_ns, receipt)
 
     def read_back(self, into: Placement, rows: IntArray | None = None) -> None:
         """Fill ``rows`` of ``into`` (all if None) with what the controls hold now."""
         wanted = range(len(self._controls)) if rows is None else rows.tolist()
         self._writer.read_back(into, self._sampler.present, wanted)
+        if self.partitions is not None:
+            self.partitions.read_back(into, self._sampler.present, wanted)
 
     def close(self) -> None:
         """Put the host back and close every file. Raises HalError, once all is done, for what could not be put back."""
         if self._closed:
             return
         self._writer.settle()
+        self._close_partitions()
         try:
             if self._doc is not None:
                 self.restored = restore(self._doc, self._roots)
@@ -254,8 +288,45 @@ class LinuxHal:
                 f" {cpulist.form(needed)}: widen {above.where}/cpuset.cpus or manage fewer CPUs"
             )
 
+    def _offer(self) -> Offer | str:
+        """Return what resctrl offers, and give the topology and the VMs' contracts units of it."""
+        spec = self._spec.resctrl
+        most = int(np.bincount(self._vms.zone).max()) if len(self._vms) else 0
+        offer = find_offer(self._roots, self._layout, spec, most)
+        if isinstance(offer, Offer) and not offer.ways and not offer.memory_units:
+            offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
+        if isinstance(offer, Offer):
+            self._topology = with_offer(self._topology, offer)
+            self._vms = resolve(self._spec.vms, self._topology)
+        elif spec.use == "require":
+            raise HostError(f"cache ways and memory bandwidth cannot be handed out: {offer}")
+        return offer
+
+    def _open_partitions(self, offer: Offer) -> None:
+        spec, files = self._spec.resctrl, files_of(self._roots)
+        self.partitions = Partitions(files, offer, self._vms, self._threads, spec, self._clock)
+        if offer.info.features and not self._read_only:
+            self._monitor = Monitor(files, len(self._vms), round(spec.monitor_ms * 1e6), offer.info.features)
+        self._upkeep = Upkeep(self.partitions, self._roots, self._monitor)
+
+    def _collect(self, held: Held) -> dict[str, Any]:
+        found = claim.collect(held, self._roots)
+        if self.partitions is not None:
+            found["items"].append(self.partitions.remember())
+        return found
+
+    def _close_partitions(self) -> None:
+        if self._monitor is not None:
+            self._monitor.close()
+        if self._upkeep is not None:
+            self._upkeep.close()
+        if self.partitions is not None:
+            self.partitions.close()
+        self.partitions = self._upkeep = self._monitor = None
+
     def _release(self) -> None:
         self._closed, self._claimed = True, False
+        self._close_partitions()
         for threads in self._threads:
             threads.close()
         for controls in self._controls:

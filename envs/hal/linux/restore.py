@@ -31,11 +31,15 @@ from .controls import (
     parse_quota,
     quota_payload,
 )  # fmt: skip
+from .resctrl.groups import Tree
+from .resctrl.offer import files_of
 from .roots import Roots, read_text
 from .threads import start_time
 
 KIND, VERSION = "linux", 1
 _PASSES = 3
+_LOCK_NS = 2_000_000_000
+"""How long putting back waits for the lock on resctrl: nothing else can be done meanwhile."""
 Item = Mapping[str, Any]
 
 
@@ -86,10 +90,10 @@ def restore(doc: Mapping[str, object], roots: Roots) -> RestoreReport:
                 if error.errno in GONE:
                     gone += 1
                     continue
-                failed.append(f"{item['what']} of {item['cgroup']}: {error.strerror}")
+                failed.append(f"{_named(item)}: {error.strerror}")
                 again.append(item)
             except HostError as error:
-                failed.append(f"{item['what']} of {item['cgroup']}: {error}")
+                failed.append(f"{_named(item)}: {error}")
                 again.append(item)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(f"the record of this host is damaged: {item.get('what')}: {error!r}") from error
@@ -97,6 +101,10 @@ def restore(doc: Mapping[str, object], roots: Roots) -> RestoreReport:
             break
         pending = again
     return RestoreReport(restored, gone, failed)
+
+
+def _named(item: Item) -> str:
+    return f"{item['what']} of {item['cgroup']}" if item["cgroup"] else str(item["what"])
 
 
 def items_of(doc: Mapping[str, object]) -> list[dict[str, Any]]:
@@ -291,6 +299,31 @@ def _tids(top: Cgroup) -> list[int]:
     return out
 
 
+def _resctrl(item: Item, _: Hierarchies, roots: Roots) -> None:
+    """Remove the groups that were made, and put the default group's masks back where they were narrowed."""
+    files, path = files_of(roots), str(item["path"])
+    if files.mount_id(path) is None:
+        raise _GoneError  # an umount resets every control
+    tree = Tree(files, path)
+    try:
+        with tree.locked(_LOCK_NS):
+            gone = [not tree.remove(str(name)) for name in item["groups"]]
+            now, lines = tree.root_values() if item["root"] else {}, []
+            for name, values in item["root"].items():
+                wrong = {d: v for d, v in values.items() if now.get(name, {}).get(int(d), v) != v}
+                if wrong:
+                    lines.append(f"{name}:" + ";".join(f"{int(d)}={int(v):x}" for d, v in wrong.items()) + "\n")
+            if lines:
+                tree.write_root("".join(lines).encode())
+    except OSError as error:
+        raise OSError(error.errno, f"{path}: {tree.words(error)}") from error
+    finally:
+        tree.close()
+    if all(gone) and not item["root"]:
+        raise _GoneError
+
+
 _KINDS: dict[str, Callable[[Item, Hierarchies, Roots], None]] = {
     "bandwidth": _bandwidth, "weight": _weight, "cpuset": _cpuset, "io": _io, "affinity": _affinity,
+    "resctrl": _resctrl,
 }  # fmt: skip

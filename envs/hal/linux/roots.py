@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .resctrl.files import Files
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +17,8 @@ class Roots:
     cgroup: str = "/sys/fs/cgroup"
     sys: str = "/sys"
     proc: str = "/proc"
+    resctrl: Files | None = None
+    """What stands in for the system calls on resctrl; None: the kernel's own."""
 
 
 def read_text(path: str) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.policies.errors import HostError, InputError
 
+from .resctrl.spec import ResctrlSpec
 from .roots import Roots
 from .topology import MIN_QUOTA_US
 
@@ -59,6 +60,8 @@ class LinuxSpec:
     """What keeps VMs on their CPUs: cpuset, sched_setaffinity of each thread, or cpuset where it works."""
     io: tuple[IoDevice, ...] = ()
     units_per_cpu: int = 10
+    resctrl: ResctrlSpec = field(default_factory=ResctrlSpec)
+    """How cache ways and memory bandwidth are driven."""
     period_us: int = 10_000
     """Quota period. One unit is then period_us / units_per_cpu of quota, at least the kernel's minimum of 1 ms."""
 

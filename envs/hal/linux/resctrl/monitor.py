@@ -1,0 +1,199 @@
+"""CMT and MBM in a thread of their own: the kernel's reads wait for locks and for other CPUs, a tick must not.
+
+What is published carries the time at which it was read. Everything else than a number (``Unavailable``, ``Error``,
+``Unassigned``: rdtgroup_mondata_show()) is missing, not 0. A counter that went back was reset, and one that was not
+read for two seconds may have been: neither difference is used.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from foreshare.policies.host import CACHE, MEMORY, FloatArray, IntArray
+from foreshare.policies.reading import Quality, Reading
+
+from .files import DIRECTORY, Files
+
+if TYPE_CHECKING:
+    from .partitions import Partitions
+
+GAP_NS = 2_000_000_000
+_NEAR_LIMIT = 0.95
+_OCCUPANCY, _BYTES = "llc_occupancy", "mbm_total_bytes"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measured:
+    """One round of readings."""
+
+    t_ns: IntArray
+    """(N,) monotonic time of each VM's reading."""
+    rate: FloatArray
+    """(N,) bytes per second of memory traffic since the round before; NaN: missing."""
+    occupancy: FloatArray
+    """(N,) bytes in the L3, all domains of the zone; NaN: missing."""
+    reset: FloatArray
+    """(N,) 1 where a counter went back since the round before."""
+
+
+Watched = tuple[str | None, tuple[tuple[str, ...] | None, ...]]
+
+
+class Monitor:
+    """Reads every VM's counters once a period. :meth:`once` does one round, :meth:`start` makes a thread of them."""
+
+    def __init__(self, files: Files, n: int, period_ns: int, features: tuple[str, ...]) -> None:
+        self._files, self._n, self._period_s = files, n, period_ns * 1e-9
+        self._features = features
+        self._watched: Watched = (None, (None,) * n)
+        self._opened: Watched | None = None
+        self._top = -1
+        self._fds: list[dict[str, list[int]] | None] = [None] * n
+        self._then = np.full(n, np.nan)
+        self._then_ns = np.zeros(n, np.int64)
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.measured = Measured(np.zeros(n, np.int64), *(np.full(n, np.nan) for _ in range(3)))
+        self.failed = ""
+        """Why the thread ended, if it did."""
+
+    def watch(self, parts: Partitions) -> None:
+        """Tell which files are each VM's from now on; the reader opens them at its next round."""
+        alive = [g is not None for g in parts.groups]
+        rows: list[tuple[str, ...] | None] = []
+        for row in range(self._n):
+            s = int(parts.state.group[row])
+            group = parts.groups[s]
+            own = parts.named[s][1] == row or parts.members.monitored(row)
+            if group is None or not own or not parts.state.here[row]:
+                rows.append(None)
+                continue
+            zone = (parts.offer.domain_zone == parts.table.zone[row]) & parts.state.live
+            base = parts.members.mon_path(row, group)
+            rows.append(tuple(f"{base}/mon_data/mon_L3_{d:02d}" for d in parts.offer.domain_id[zone].tolist()))
+        self._watched = (parts.tree.path if any(alive) else None, tuple(rows))
+
+    def start(self) -> None:
+        """Read in a thread from now on."""
+        self._thread = threading.Thread(target=self._run, name="foreshare-monitor", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and close its files."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+        if self._thread is None or not self._thread.is_alive():
+            self._forget()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            try:
+                self.once(time.monotonic_ns)
+            except OSError as error:  # the mount went away under our hands: the next watch() says where it is now
+                self.failed = error.strerror or str(error)
+                self._forget()
+
+    def once(self, now_ns: object = time.monotonic_ns) -> None:
+        """Do one round. Raises OSError where the mount cannot be opened."""
+        clock = now_ns if callable(now_ns) else time.monotonic_ns
+        watched = self._watched
+        if watched is not self._opened:
+            self._reopen(watched)
+        rate, occupancy, reset = (np.full(self._n, np.nan) for _ in range(3))
+        t = np.zeros(self._n, np.int64)
+        for row, fds in enumerate(self._fds):
+            t[row] = clock()
+            if fds is None:
+                self._then[row] = np.nan
+                continue
+            occupancy[row] = self._sum(fds.get(_OCCUPANCY, []))
+            now = self._sum(fds.get(_BYTES, []))
+            gap = t[row] - self._then_ns[row]
+            reset[row] = float(now < self._then[row])
+            if now >= self._then[row] and 0 < gap <= GAP_NS:
+                rate[row] = (now - self._then[row]) * 1e9 / gap
+            self._then[row], self._then_ns[row] = now, t[row]
+        self.measured = Measured(t, rate, occupancy, reset)
+
+    def _sum(self, fds: list[int]) -> float:
+        """Return the sum of all domains; NaN where any of them has no value."""
+        total = 0.0 if fds else np.nan
+        for fd in fds:
+            try:
+                word = self._files.pread(fd, 32, 0).strip()
+            except OSError:
+                return np.nan
+            if not word.isdigit():
+                return np.nan
+            total += int(word)
+        return total
+
+    def _reopen(self, watched: Watched) -> None:
+        self._forget()
+        path, rows = watched
+        self._opened = watched
+        if path is None:
+            return
+        self._top = self._files.open(path, DIRECTORY)
+        for row, folders in enumerate(rows):
+            if folders is None:
+                continue
+            fds: dict[str, list[int]] = {}
+            try:
+                for folder in folders:
+                    for event in self._features:
+                        if event in (_OCCUPANCY, _BYTES):
+                            fd = self._files.open(f"{folder}/{event}", os.O_RDONLY, dir_fd=self._top)
+                            fds.setdefault(event, []).append(fd)
+            except OSError:
+                for some in fds.values():
+                    for fd in some:
+                        self._files.close(fd)
+                continue  # the group went away since: its VM has no value until it is watched anew
+            self._fds[row] = fds
+
+    def _forget(self) -> None:
+        for fds in self._fds:
+            for some in (fds or {}).values():
+                for fd in some:
+                    self._files.close(fd)
+        self._fds = [None] * self._n
+        self._then[:] = np.nan
+        self._opened = None
+        if self._top >= 0:
+            self._files.close(self._top)
+            self._top = -1
+
+    def fill(self, reading: Reading, parts: Partitions) -> None:
+        """Put the newest round into ``reading``: STALE where it is older than a tick, MISSING beyond two seconds."""
+        m, state, offer = self.measured, parts.state, parts.offer
+        age = reading.t_ns - m.t_ns
+        fresh = (age <= GAP_NS) & reading.present
+        stale = age > max(reading.dt_ns, 1)
+        share = np.where(state.memory > 0, state.memory, offer.memory_units).astype(float)
+        own = np.bitwise_count(state.ways).astype(float)
+        shared = np.array([mask.bit_count() for mask in state.shared], float)[state.zone]
+        columns: list[tuple[int, FloatArray, FloatArray]] = []
+        if offer.memory_units:
+            columns.append((MEMORY, m.rate / offer.memory_unit_bytes, share))
+        if offer.ways and offer.way_bytes:
+            count = np.array([(offer.domain_zone == z).sum() for z in range(len(state.shared))], float)
+            ways = m.occupancy / (offer.way_bytes * np.maximum(count, 1))[state.zone]
+            columns.append((CACHE, ways, np.where(own > 0, own, shared)))
+        for r, value, limit in columns:
+            found = fresh & ~np.isnan(value) & (reading.dt_ns > 0)
+            reading.usage[:, r] = np.where(found, value, np.nan)
+            reading.demand_low[:, r] = reading.usage[:, r]
+            reading.limit[:, r] = np.where(reading.present, limit, np.nan)
+            quality = np.where(found, np.where(stale, Quality.STALE, Quality.OK), Quality.MISSING).astype(np.uint8)
+            if r == MEMORY:
+                quality[found & (value >= _NEAR_LIMIT * limit) & (state.memory > 0)] |= np.uint8(Quality.CENSORED)
+                quality[m.reset == 1] |= np.uint8(Quality.RESET)
+            reading.quality[:, r] = quality

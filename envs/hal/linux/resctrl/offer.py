@@ -1,0 +1,197 @@
+"""From what resctrl has to the pools, ways and classes of a topology, each with its reason where there is nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from foreshare.envs.hal.linux.roots import Roots
+from foreshare.envs.hal.linux.topology import CpuLayout
+from foreshare.policies.errors import HostError
+from foreshare.policies.host import IntArray, Resource, Topology
+
+from .files import DIRECTORY, Files, OsFiles, find_mount
+from .groups import group_names
+from .info import MBA_STEP_BYTES, ResctrlInfo, domain_of_cpus, mount_options, read_info, way_bytes
+from .names import PQOS, GroupNames
+from .spec import ResctrlSpec
+
+NO_BANDWIDTH = (
+    "no interface tells what the memory of a NUMA node can do, so one unit has no size: give memory_bandwidth in the"
+    " configuration's [host.resctrl] table"
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Offer:
+    """What can be handed out through the mount at ``info.path``."""
+
+    info: ResctrlInfo
+    groups: int
+    """Groups that we may make: the kernel's classes less the default one and other tools'."""
+    domain_id: IntArray
+    """(D,) ids of the L3 domains that were online when this was read, ascending."""
+    domain_zone: IntArray
+    """(D,) zone of each; -1: none of the managed CPUs is in it."""
+    ways: int
+    """Ways that VMs can own; 0: see ``why_no_ways``."""
+    shared_ways: int
+    way_bytes: float
+    """Bytes behind one way of one domain."""
+    memory_units: int
+    """Units of memory bandwidth in a zone; 0: see ``why_no_memory``."""
+    split: int
+    """Intel: so many units make a step of the hardware, where there are more VMs than steps."""
+    memory_unit_bytes: float
+    why_no_ways: str
+    why_no_memory: str
+
+    def kernel_value(self, units: int) -> int:
+        """Return what the kernel is told for ``units`` of bandwidth (a class's sum), and will read back; 0: no limit.
+
+        The kernel rounds up to its step (bw_validate() in fs/resctrl/ctrlmondata.c), so do we.
+        """
+        b = self.info.bandwidth
+        if b is None:
+            return 0
+        if units <= 0:
+            return b.most
+        if not b.percent:
+            return min(units, b.most)
+        value = -(-units * b.step // self.split)
+        return min(max(-(-value // b.step) * b.step, b.minimum), b.most)
+
+    def units_of(self, value: int) -> int:
+        """Return the units that a kernel value stands for, at most the zone's."""
+        b = self.info.bandwidth
+        if b is None or value >= b.most:
+            return self.memory_units
+        units = value * self.split // b.step if b.percent else value
+        return max(min(units, self.memory_units), 1)
+
+    @property
+    def memory_unit(self) -> str:
+        """One unit, for people."""
+        b = self.info.bandwidth
+        if b is None or not b.percent:
+            return "1/8 GB/s"
+        return f"{b.step / self.split:g} % MBA"
+
+
+def find_offer(roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone: int = 0) -> Offer | str:
+    """Return what resctrl offers to the managed CPUs, or one sentence that says why nothing.
+
+    ``vms_per_zone``: so many VMs must get at least two units of memory bandwidth each.
+    """
+    if spec.use == "off":
+        return "resctrl is switched off in the configuration"
+    files = files_of(roots)
+    try:
+        path = find_mount(roots, files)
+        info = read_info(files, path, mount_options(roots))
+        others = _other_groups(files, path, GroupNames(spec.prefix))
+    except HostError as error:
+        return str(error)
+    if info.cache is None and info.bandwidth is None:
+        return f"resctrl at {path} has neither L3 allocation nor memory bandwidth allocation"
+    groups = info.closids - 1 - len(others)
+    if groups < 1:
+        return f"all {info.closids - 1} resctrl groups of this host are taken, by {', '.join(sorted(others)[:4])}"
+    return _make(roots, layout, spec, info, groups, vms_per_zone)
+
+
+def files_of(roots: Roots) -> Files:
+    """Return the calls that resctrl is driven through on these roots."""
+    return OsFiles() if roots.resctrl is None else roots.resctrl
+
+
+def _other_groups(files: Files, path: str, names: GroupNames) -> set[str]:
+    try:
+        top = files.open(path, DIRECTORY)
+    except OSError as error:
+        raise HostError(f"{path}: {error.strerror}") from error
+    try:
+        # pqos' groups cannot be told from ours where its prefix is used; the claim looks at them again.
+        pqos = names.prefix == PQOS
+        return {n for n in group_names(files, top) if not names.ours(n) and not (pqos and n.startswith(PQOS))}
+    finally:
+        files.close(top)
+
+
+def _make(
+    roots: Roots, layout: CpuLayout, spec: ResctrlSpec, info: ResctrlInfo, groups: int, vms_per_zone: int
+) -> Offer:
+    of_cpu = domain_of_cpus(roots, layout.cpu_id)
+    domains = np.array(info.domains, np.int64)
+    zone = np.full(len(domains), -1, np.int64)
+    twice = False
+    for cpu, z in zip(layout.cpu_id.tolist(), layout.zone.tolist(), strict=True):
+        here = of_cpu.get(cpu, info.domains[0] if len(domains) == 1 else -1)
+        at = np.flatnonzero(domains == here)
+        twice |= bool(len(at)) and zone[at[0]] not in (-1, z)
+        zone[at] = z
+    blind = sorted(set(layout.zone.tolist()) - set(zone.tolist()))
+    why = ""
+    if twice:
+        why = "NUMA nodes share an L3 domain here (sub-NUMA clustering), so its ways cannot be divided node by node"
+    elif blind:
+        why = f"sysfs does not tell which L3 domain the CPUs of zone {blind[0]} belong to"
+    ways, shared, why_ways = 0, 0, why
+    if info.cache is None:
+        why_ways = "resctrl is mounted, but has no L3 allocation"
+    elif not why:
+        shared = max(spec.shared_ways, info.cache.min_bits)
+        ways = _ownable(info.cache.bits, shared, info.cache.shareable)
+        if groups < 2 or ways < info.cache.min_bits:
+            ways, shared = 0, 0
+            why_ways = f"only {groups} resctrl group and {info.cache.bits} ways are left: nothing to divide"
+    b = info.bandwidth
+    why_memory = why or (b.why_not if b is not None else "resctrl is mounted, but has no memory bandwidth allocation")
+    units, split, unit_bytes = 0, 1, 0.0
+    if not why_memory and spec.memory_bandwidth is None:
+        why_memory = NO_BANDWIDTH
+    elif not why_memory and b is not None and spec.memory_bandwidth is not None:
+        if b.percent:
+            steps = b.most // b.step
+            split = max(1, math.ceil(2 * vms_per_zone / steps))
+            units, unit_bytes = steps * split, spec.memory_bandwidth / (steps * split)
+        else:
+            units, unit_bytes = int(spec.memory_bandwidth // MBA_STEP_BYTES), MBA_STEP_BYTES
+    return Offer(
+        info=info, groups=groups, domain_id=domains, domain_zone=zone, ways=ways, shared_ways=shared,
+        way_bytes=way_bytes(roots, int(layout.cpu_id[0]), info.cache.bits) if info.cache else 0.0,
+        memory_units=units, split=split, memory_unit_bytes=unit_bytes, why_no_ways=why_ways, why_no_memory=why_memory,
+    )  # fmt: skip
+
+
+def _ownable(bits: int, shared: int, shareable: int) -> int:
+    """Return how many ways above the shared ones can be owned without touching those that IO agents fill.
+
+    Where avoiding those would leave less than half (MPAM calls all of them shareable), they are owned too.
+    """
+    clean = shareable >> shared
+    below = (clean & -clean).bit_length() - 1 if clean else bits - shared
+    return below if 2 * below >= bits - shared else bits - shared
+
+
+def with_offer(topology: Topology, offer: Offer) -> Topology:
+    """Return ``topology`` with the pools, ways and classes of ``offer``."""
+    pools = []
+    for p in topology.pools:
+        if p.resource == Resource.CACHE:
+            pools.append(dataclasses.replace(p, units=offer.ways, unit_size=offer.way_bytes))
+        elif p.resource == Resource.MEMORY and offer.memory_units:
+            size = offer.memory_unit_bytes
+            pools.append(dataclasses.replace(p, units=offer.memory_units, unit=offer.memory_unit, unit_size=size))
+        else:
+            pools.append(p)
+    cache = offer.info.cache
+    if not offer.ways or cache is None:
+        return dataclasses.replace(topology, pools=tuple(pools))
+    return dataclasses.replace(
+        topology, pools=tuple(pools), ways=offer.ways, way_bits=cache.bits, shared_ways=offer.shared_ways,
+        min_ways=cache.min_bits, max_classes=offer.groups,
+    )  # fmt: skip

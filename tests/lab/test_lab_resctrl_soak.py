@@ -1,0 +1,163 @@
+"""Sixteen VMs on the kernel's own resctrl, with everything thrown in that can happen to it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from resctrl_guest import PREFIX, ROOT, check, clean_mount, group_of, ids_come_back, make, sleepers, tree
+
+from foreshare.envs.hal.linux.hal import LinuxHal
+from foreshare.envs.hal.linux.temporary import temporary_cgroups
+from foreshare.envs.hal.plan import advance, build_plan
+from foreshare.envs.hal.types import Receipt
+from foreshare.policies.decide import Mind, decide_tick
+from foreshare.policies.host import Host, Placement
+from foreshare.policies.reading import Quality, Reading
+from foreshare.policies.registry import make_mind
+
+TICKS = int(os.environ.get("FORESHARE_LAB_TICKS", "300"))
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
+]
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    with clean_mount():
+        yield
+
+
+class Demanding:
+    """A mind that is fed made-up demand in place of what idle VMs use."""
+
+    def __init__(self, hal: LinuxHal, policy: str, seed: int) -> None:
+        self.hal, self.host = hal, Host(hal.topology, hal.vms)
+        self.mind: Mind = make_mind(policy, self.host)
+        self.rng = np.random.default_rng(seed)
+        self.held, self.reading = Placement.empty(len(hal.vms), hal.topology.cpus), Reading.empty(len(hal.vms))
+        hal.read_back(self.held)
+        self.mind.adopt(self.held)
+        self.level = self.host.reservation.astype(float)
+        self.receipt = Receipt()
+        self.failures: list[str] = []
+        self.writes = 0
+
+    def tick(self, number: int) -> None:
+        hal, reading, n = self.hal, self.reading, len(self.hal.vms)
+        hal.sample(reading)
+        busy = self.rng.random((n, 4)) < 0.05
+        self.level = np.where(busy, self.rng.uniform(0, 1, (n, 4)) * self.host.cap, self.level)
+        reading.usage[:] = reading.demand_low[:] = self.level
+        reading.quality[:] = Quality.OK
+        plan = build_plan(self.host, self.held, decide_tick(self.mind, reading).placement)
+        self.receipt.clear()
+        hal.apply(plan, 0, self.receipt)
+        advance(self.held, plan, self.receipt, self.mind.decision.placement, self.host)
+        self.writes += self.receipt.done
+        self.failures += [f.text for f in self.receipt.failures]
+        rows = np.arange(number % n, number % n + 1)
+        hal.read_back(self.held, rows)
+
+
+def offline(cpu: int, online: int) -> None:
+    Path(f"/sys/devices/system/cpu/cpu{cpu}/online").write_text(str(online))
+
+
+@pytest.mark.timeout(3600)
+def test_sixteen_vms_and_everything_that_can_happen() -> None:
+    """Faults 9, 11, 13, 20 and 21: after every tick the kernel's own files show legal masks and nothing shared.
+
+    A foreign write is found when its group's turn to be read comes; until then, at most as many ticks as groups, what
+    it broke is broken. A hot-plug and a removed group are mended in the very next tick.
+    """
+    other = ROOT / "somebody-elses"
+    other.mkdir()
+    (other / "schemata").write_text("L3:0=3\n")
+    theirs = (other / "schemata").read_text()
+    rng = np.random.default_rng(7)
+    with temporary_cgroups(16) as paths, sleepers(paths) as processes:
+        hal = make(16, paths, (0, 1), moves_per_s=100, quarantine_ms=20.0)
+        hal.claim(lambda doc: None)
+        parts = hal.partitions
+        assert parts is not None
+        default = (ROOT / "schemata").read_text()
+        run = Demanding(hal, "triage", 3)
+        grace, off, thrown, seen = len(parts.groups) + 2, False, {"rmdir": 0, "reset": 0, "cpu": 0, "umount": 0}, 0
+        owners_seen: set[int] = set()
+        for number in range(TICKS):
+            fault = ""
+            if number % 100 == 0:
+                print(number, round(time.monotonic()), thrown, flush=True)  # a slow machine shows where it is
+            if number > 20 and grace == 0 and number % 25 == 0 and number < TICKS - 60:
+                fault = ("reset", "cpu", "rmdir", "reset", "cpu")[number // 25 % 5]
+                name = parts.named[int(rng.integers(len(parts.named)))][0]
+                if fault == "rmdir" and thrown["rmdir"] < (12 if ids_come_back() else 1):
+                    (ROOT / name).rmdir()
+                elif fault == "cpu":
+                    off = not off
+                    offline(7, 0 if off else 1)
+                else:
+                    fault = "reset"
+                    with contextlib.suppress(OSError):
+                        (ROOT / name / "schemata").write_text("L3:0=fff\nMB:0=100\n")
+                thrown[fault] += 1
+                grace = len(parts.groups) + 2 if fault == "reset" else 1 if fault == "cpu" else len(parts.groups) + 2
+            if number == TICKS // 2:
+                subprocess.run(["umount", "--lazy", str(ROOT)], check=True)
+                thrown["umount"] += 1
+                for _ in range(30):
+                    run.tick(number)
+                    time.sleep(0.01)
+                for _ in range(50):  # the last descriptor is closed by the monitoring thread
+                    done = subprocess.run(
+                        ["mount", "-t", "resctrl", "r", str(ROOT)], check=False, stderr=subprocess.PIPE
+                    )
+                    if done.returncode == 0:
+                        break
+                    time.sleep(0.1)
+                assert done.returncode == 0, done.stderr
+                other.mkdir()
+                (other / "schemata").write_text("L3:0=3\n")
+                until = time.monotonic() + 60
+                while hal._upkeep is not None and (hal._upkeep.down or None in parts.groups):
+                    run.tick(number)
+                    assert time.monotonic() < until, parts.trouble
+                    time.sleep(0.02)
+                grace = len(parts.groups) + 2
+            run.tick(number)
+            if grace:
+                grace -= 1
+                continue
+            owners = [
+                r for r in range(16) if parts.state.ways[r] and parts.state.exclusive()[parts.state.group[r]] == r
+            ]
+            owners_seen |= set(owners)
+            seen += 1
+            assert check(hal, owners) == [], (number, fault, thrown, parts.trouble)
+            assert {0, 1} <= set(owners), parts.trouble
+            if not off:
+                assert (other / "schemata").read_text() == theirs
+                assert (ROOT / "schemata").read_text() == default
+        if off:
+            offline(7, 1)
+            run.tick(TICKS)
+        assert thrown["rmdir"] > 0 and thrown["umount"] == 1 and thrown["cpu"] > 1, thrown
+        assert seen > TICKS // 3 and len(owners_seen) >= 2
+        for row, process in enumerate(processes):
+            assert group_of(process.pid) == parts.named[int(parts.state.group[row])][0]
+        print(thrown, "owners", sorted(owners_seen), "writes", run.writes, "failures", len(run.failures),
+              "moves", parts.members.moves, set(run.failures))  # fmt: skip
+        hal.close()
+        assert {name for name in tree() if name.startswith(PREFIX)} == set()
+        assert (other / "schemata").read_text() == theirs
+        for process in processes:
+            assert group_of(process.pid) == ""
+    other.rmdir()

@@ -1,0 +1,606 @@
+"""Cache ways and memory bandwidth of the linux backend, on a resctrl that refuses as the kernel does."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from resctrl_host import TICK_NS, FakeHost, apply
+
+from foreshare.envs.hal.linux.hal import LinuxHal
+from foreshare.envs.hal.linux.resctrl.fake import AMD, INTEL, Hardware
+from foreshare.envs.hal.linux.resctrl.names import GroupNames, vm_hex
+from foreshare.envs.hal.linux.restore import restore
+from foreshare.envs.hal.types import Control
+from foreshare.policies.errors import HostError, InputError
+from foreshare.policies.host import Host, Placement, Resource
+from foreshare.policies.reading import Quality, Reading
+
+WAYS, MEMORY = Control.WAYS, Control.MEMORY
+
+
+def claim(hal: LinuxHal) -> dict[str, object]:
+    docs: list[str] = []
+    hal.claim(lambda doc: docs.append(json.dumps(doc)))
+    out = json.loads(docs[0])
+    assert isinstance(out, dict)
+    return out
+
+
+def held(hal: LinuxHal) -> Placement:
+    into = Placement.empty(len(hal.vms), hal.topology.cpus)
+    hal.read_back(into)
+    return into
+
+
+def tick(host: FakeHost, hal: LinuxHal, times: int = 1) -> Reading:
+    reading = Reading.empty(len(hal.vms))
+    for _ in range(times):
+        host.clock.t_ns += TICK_NS
+        hal.sample(reading)
+    return reading
+
+
+def name_of(hal: LinuxHal, row: int) -> str:
+    assert hal.partitions is not None
+    return hal.partitions.named[int(hal.partitions.state.group[row])][0]
+
+
+def test_topology_has_ways_classes_and_bandwidth(tmp_path: Path) -> None:
+    hal = FakeHost(tmp_path, isolated=(1,)).open()
+    t = hal.topology
+    assert (t.ways, t.way_bits, t.shared_ways, t.min_ways, t.max_classes) == (10, 12, 1, 1, 7)
+    for z in (0, 1):
+        assert t.pool(Resource.CACHE, z).units == 10
+        memory = t.pool(Resource.MEMORY, z)
+        assert (memory.units, memory.unit, memory.unit_size) == (10, "10 % MBA", 10e9)
+    Host(t, hal.vms)
+    hal.close()
+
+
+def test_amd_counts_eighths_of_gigabytes(tmp_path: Path) -> None:
+    hal = FakeHost(tmp_path, AMD, isolated=(1,)).open(memory=20e9)
+    memory = hal.topology.pool(Resource.MEMORY, 0)
+    assert (memory.units, memory.unit, memory.unit_size) == (160, "1/8 GB/s", 1.25e8)
+    assert (hal.topology.max_classes, hal.topology.min_ways) == (15, 1)
+    hal.close()
+
+
+def test_groups_are_made_filled_and_only_then_joined(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    order: list[tuple[str, str]] = []
+    host.fake.before = lambda operation, path: order.append((operation, path))
+    hal = host.open()
+    assert host.fake.writes == [] and host.groups() == set()
+    claim(hal)
+    names = {f"foreshare-{vm_hex(uuid)}" for uuid in hal.vms.uuid}
+    assert host.groups() == names
+    for name in names:
+        mine = [(op, path.removeprefix(name)) for op, path in order if path.startswith(name)]
+        assert mine[0] == ("mkdir", "")
+        assert [p for _, p in mine].index("/tasks") > max(
+            i for i, (_, p) in enumerate(mine) if p == "/schemata" or not p
+        )
+    for row in range(4):
+        assert host.tasks(name_of(hal, row)) == set(host.tids[row])
+    hal.close()
+    assert host.groups() == set()
+    assert host.fake.open_files == 0
+
+
+def test_plans_are_written_donors_first_and_read_back(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, isolated=(0, 1), zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    a, b = name_of(hal, 0), name_of(hal, 1)
+    receipt = apply(hal, (MEMORY, 0, 3), (WAYS, 0, 0b1110), (WAYS, 1, 0b110000))
+    assert receipt.failures == [] and receipt.system_calls >= 2
+    assert host.masks(a) == {0: 0b1110, 1: 1} and host.masks(b) == {0: 0b110000, 1: 1}
+    assert host.bandwidth(a) == {0: 30, 1: 100}
+    assert host.masks(name_of(hal, 2))[0] & 0b111110 == 0
+    before = len(host.fake.writes)
+    assert apply(hal, (WAYS, 0, 0b10), (WAYS, 1, 0b11100)).failures == []
+    wrote = host.fake.writes[before:]
+    assert wrote[0][0] == f"{a}/schemata" and wrote[-1][0] == f"{b}/schemata"
+    assert b"MB" not in b"".join(data for _, data in wrote), "only lines that changed"
+    now = held(hal)
+    assert now.ways.tolist() == [0b10, 0b11100, 0, 0]
+    assert now.units[:2, Resource.CACHE].tolist() == [1, 3]
+    assert now.units[0, Resource.MEMORY] == 3
+    quiet = len(host.fake.writes)
+    assert apply(hal, (WAYS, 0, 0b10), (MEMORY, 0, 3)).failures == []
+    assert len(host.fake.writes) == quiet, "what is held already is not written"
+    hal.close()
+
+
+@pytest.mark.parametrize("mask", [0b101, 1, 0x800, 0x1000, 0b11])
+def test_masks_that_would_not_be_legal_never_reach_the_kernel(mask: int, tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    hal = host.open()
+    claim(hal)
+    before = len(host.fake.writes)
+    (failure,) = apply(hal, (WAYS, 0, mask)).failures
+    assert failure.errno == errno.EINVAL and "illegal" in failure.text
+    assert len(host.fake.writes) == before
+    hal.close()
+
+
+def test_two_vms_are_never_promised_the_same_way(tmp_path: Path) -> None:
+    hal = FakeHost(tmp_path, zones=lambda i: 0).open()
+    claim(hal)
+    receipt = apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b1100))
+    assert [f.index for f in receipt.failures] == [1]
+    hal.close()
+
+
+def test_the_order_within_a_plan_does_not_matter_to_promises(tmp_path: Path) -> None:
+    hal = FakeHost(tmp_path, zones=lambda i: 0).open()
+    claim(hal)
+    apply(hal, (WAYS, 1, 0b1110))
+    assert apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b1000)).failures == []
+    assert held(hal).ways.tolist()[:2] == [0b110, 0b1000]
+    hal.close()
+
+
+def test_every_prefix_of_every_write_leaves_no_overlap(tmp_path: Path) -> None:
+    """Fault 38: the process dies at any write; the next start goes on and ends with nothing left behind."""
+    moves = [[(WAYS, 0, 0b1110), (WAYS, 1, 0b110000)], [(WAYS, 0, 0b10), (WAYS, 1, 0b1111100)],
+             [(WAYS, 0, 0), (WAYS, 1, 0b110)], [(WAYS, 1, 0b11 << 8), (WAYS, 0, 0b111110)]]  # fmt: skip
+
+    class KilledError(BaseException):
+        pass
+
+    for at in range(40):
+        folder = tmp_path / str(at)
+        host = FakeHost(folder, isolated=(0, 1), zones=lambda i: 0)
+        hal = host.open()
+        doc = claim(hal)
+        a, b = name_of(hal, 0), name_of(hal, 1)
+        left = [at]
+
+        def die(operation: str, path: str, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KilledError
+
+        host.fake.before = die
+        try:
+            for move in moves:
+                apply(hal, *move)
+                assert host.masks(a)[0] & host.masks(b)[0] & ~1 == 0
+        except KilledError:
+            pass
+        else:
+            assert at > 5
+            host.fake.before = lambda operation, path: None
+            hal.close()
+            break
+        host.fake.before = lambda operation, path: None
+        masks = {g: host.masks(g)[0] for g in (a, b)}
+        assert masks[a] & masks[b] & ~1 == 0, (at, masks)
+        others = [host.masks(g)[0] for g in host.groups() - {a, b}]
+        assert not any(m & (masks[a] | masks[b]) & ~1 for m in others), (at, masks)
+        hal._release()  # what the kernel does for a process that was killed: its files are closed
+        again = host.open()
+        again.claim(lambda doc: None, doc)
+        assert {g: host.masks(g)[0] for g in (a, b)} == masks, "a restart starts from what is there"
+        assert apply(again, (WAYS, 0, 0), (WAYS, 1, 0), *moves[1]).failures == []
+        assert held(again).ways.tolist()[:2] == [2, 124]
+        again.close()
+        assert host.groups() == set() and host.fake.open_files == 0
+    else:
+        pytest.fail("the plans never came to their end")
+
+
+def test_restore_removes_ours_and_nothing_else(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    fd = host.fake.open(host.fake.path, 0)
+    host.fake.mkdir("other", dir_fd=fd)
+    host.fake.put("other/schemata", "L3:0=f0\n")
+    hal = host.open()
+    assert hal.topology.max_classes == 6
+    doc = claim(hal)
+    apply(hal, (WAYS, 0, 0b110))
+    assert restore(doc, host.roots).failed == []
+    assert host.groups() == {"other"} and host.masks("other")[0] == 0xF0
+    assert restore(doc, host.roots).gone >= 1
+    hal.close()
+    host.fake.close(fd)
+
+
+def test_an_unknown_error_comes_with_the_kernels_words(tmp_path: Path) -> None:
+    """Fault 6: EINVAL on schemata; the value stays as it was, and the receipt says why in the kernel's own words."""
+    host = FakeHost(tmp_path, zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    row1 = name_of(hal, 1)
+    fd = host.fake.open(host.fake.path, 0)
+    for s in {*host.groups(), ""} - {row1}:
+        host.fake.put(f"{s}/schemata".strip("/"), "L3:0=1;1=1\n")
+    host.fake.put(f"{row1}/schemata", "L3:0=ff0;1=6\n")
+    host.fake.put(f"{row1}/schemata", "L3:0=700;1=6\n")
+    host.fake.put(f"{row1}/mode", "exclusive\n")
+    (failure,) = apply(hal, (WAYS, 0, 0b11100000000 & 0x700)).failures
+    assert "Overlaps with exclusive group" in failure.text
+    assert held(hal).ways[0] == 0
+    host.fake.close(fd)
+    hal.close()
+
+
+def test_the_lock_of_other_tools_is_waited_for_and_then_given_up(tmp_path: Path) -> None:
+    """Faults 13 and 14."""
+    host = FakeHost(tmp_path)
+    hal = host.open()
+    claim(hal)
+    host.fake.locked_by_other = True
+    (failure,) = apply(hal, (WAYS, 0, 0b110)).failures
+    assert failure.errno == errno.EWOULDBLOCK and "another tool holds the lock" in failure.text
+    assert held(hal).ways[0] == 0
+    host.fake.locked_by_other = False
+    assert apply(hal, (WAYS, 0, 0b110)).failures == []
+    hal.close()
+
+
+def test_only_one_foreshare_drives_a_mount(tmp_path: Path) -> None:
+    """Fault 41."""
+    host = FakeHost(tmp_path, n=2)
+    other = FakeHost(tmp_path / "b", n=2)
+    other.fake = host.fake
+    mounts = (tmp_path / "b/proc/self/mountinfo").read_text()
+    other.put({"proc/self/mountinfo": f"{mounts}25 17 0:22 / {host.fake.path} rw - resctrl none rw"})
+    first = host.open()
+    claim(first)
+    second = other.open(prefix="second-")
+    with pytest.raises(HostError, match="another foreshare drives"):
+        claim(second)
+    second.close()
+    assert len(host.groups()) == 2
+    first.close()
+
+
+def test_orphans_of_a_lost_journal_are_ours_to_remove(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    fd = host.fake.open(host.fake.path, 0)
+    for name in ("foreshare-" + "ab" * 16, "foreshare-class12", "foreshare-mine", "foreign"):
+        host.fake.mkdir(name, dir_fd=fd)
+    host.fake.close(fd)
+    hal = host.open()
+    assert hal.topology.max_classes == 5, "two of the seven are somebody else's"
+    claim(hal)
+    assert {"foreshare-mine", "foreign"} <= host.groups()
+    assert "foreshare-class12" not in host.groups() and len(host.groups()) == 6
+    hal.close()
+    assert host.groups() == {"foreshare-mine", "foreign"}
+
+
+def test_threads_in_another_tools_group_are_left_alone(tmp_path: Path) -> None:
+    """Fault 13: libvirt's cachetune owns those threads."""
+    host = FakeHost(tmp_path)
+    fd = host.fake.open(host.fake.path, 0)
+    host.fake.mkdir("qemu-1-guest", dir_fd=fd)
+    host.fake.put("qemu-1-guest/tasks", f"{host.tids[2][0]}\n")
+    host.fake.close(fd)
+    hal = host.open()
+    with pytest.raises(HostError, match="'qemu-1-guest' of another tool"):
+        claim(hal)
+    hal.close()
+    assert host.groups() == {"qemu-1-guest"}
+
+
+def test_new_threads_follow_and_reused_numbers_do_not(tmp_path: Path) -> None:
+    """Faults 2, 3 and 5."""
+    host = FakeHost(tmp_path)
+    hal = host.open()
+    claim(hal)
+    host.born(1, 7001)
+    tick(host, hal, 25)
+    assert 7001 in host.tasks(name_of(hal, 1))
+    reused = host.tids[2][0]
+    host.put({f"proc/{reused}/stat": f"{reused} (y) S " + " ".join(["0"] * 18 + ["99"] + ["0"] * 5)})
+    host.fake.put("tasks", f"{reused}\n")
+    host.tids[2].remove(reused)
+    host.put({"cg/vm2/cgroup.threads": "\n".join(map(str, host.tids[2]))})
+    tick(host, hal, 250)
+    assert reused not in host.tasks(name_of(hal, 2))
+    host.fake.put("tasks", f"{host.tids[3][1]}\n")
+    tick(host, hal, 900)
+    assert host.tids[3][1] in host.tasks(name_of(hal, 3)), "a thread that somebody took away is put back"
+    hal.close()
+
+
+def test_a_group_that_is_removed_is_made_again(tmp_path: Path) -> None:
+    """Faults 13 and 21, rmdir by another tool: its threads fall to the default group, without an error."""
+    host = FakeHost(tmp_path, isolated=(0,), zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    apply(hal, (WAYS, 0, 0b110), (MEMORY, 0, 4))
+    name = name_of(hal, 0)
+    fd = host.fake.open(host.fake.path, 0)
+    host.fake.rmdir(name, dir_fd=fd)
+    tick(host, hal, 8)
+    assert host.masks(name)[0] == 0b110 and host.bandwidth(name)[0] == 40
+    assert host.tasks(name) == set(host.tids[0])
+    host.fake.close(fd)
+    hal.close()
+
+
+def test_a_domain_that_comes_back_gets_its_masks_in_the_same_tick(tmp_path: Path) -> None:
+    """Faults 20 and 21: full masks return with the domain; and before that, EINVAL without a word (fault 7)."""
+    host = FakeHost(tmp_path, isolated=(0, 1), zones=lambda i: 1)
+    hal = host.open()
+    claim(hal)
+    apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b11000))
+    for cpu in range(4, 8):
+        host.fake.offline(cpu)
+    assert apply(hal, (WAYS, 1, 0b1000)).failures == []
+    host.set_online("0-3")
+    tick(host, hal)
+    assert host.masks(name_of(hal, 0)) == {0: 1}
+    host.fake.online(5)
+    assert host.masks(name_of(hal, 0))[1] == 0xFFF
+    host.set_online("0-3,5")
+    tick(host, hal)
+    assert host.masks(name_of(hal, 0))[1] == 0b110
+    assert host.masks(name_of(hal, 1))[1] == 0b1000
+    hal.close()
+
+
+def test_foreign_resets_are_mended(tmp_path: Path) -> None:
+    """Faults 8 and 13: a mask that somebody else wrote."""
+    host = FakeHost(tmp_path, isolated=(0, 1), zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b11000))
+    for row in range(4):
+        host.fake.put(f"{name_of(hal, row)}/schemata", "L3:0=fff;1=fff\nMB:0=10\n")
+    assert held(hal).ways[0] == 0b11111111110, "what is there is reported, not what was written"
+    tick(host, hal, 5)
+    assert host.masks(name_of(hal, 0))[0] == 0b110 and host.masks(name_of(hal, 1))[0] == 0b11000
+    assert not host.masks(name_of(hal, 2))[0] & 0b11110
+    assert held(hal).ways.tolist() == [0b110, 0b11000, 0, 0]
+    hal.close()
+
+
+def test_an_umount_is_given_up_and_a_mount_taken_again(tmp_path: Path) -> None:
+    """Fault 11."""
+    host = FakeHost(tmp_path, isolated=(0,), zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    apply(hal, (WAYS, 0, 0b110))
+    name = name_of(hal, 0)
+    host.fake.umount()
+    tick(host, hal, 12)
+    assert host.fake.open_files == 0, "descriptors that stay open keep the old file system alive"
+    assert apply(hal, (Control.CPU, 1, 3)).failures == [], "the other resources go on"
+    assert held(hal).ways[0] == 0
+    host.fake.mount()
+    assert host.groups() == set()
+    tick(host, hal, 320)
+    assert host.masks(name)[0] == 0b110
+    assert host.tasks(name) == set(host.tids[0])
+    hal.close()
+    assert host.groups() == set()
+
+
+def test_a_way_that_leaves_an_isolated_vm_rests(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, isolated=(0, 1), zones=lambda i: 0)
+    hal = host.open(quarantine_ms=30.0)
+    claim(hal)
+    apply(hal, (WAYS, 0, 0b11110), (WAYS, 1, 0b100000))
+    assert apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b111000)).failures == []
+    a, b = name_of(hal, 0), name_of(hal, 1)
+    assert (host.masks(a)[0], host.masks(b)[0]) == (0b110, 0b100000)
+    assert held(hal).ways.tolist()[:2] == [0b110, 0b111000], "promised, and on its way"
+    tick(host, hal, 2)
+    assert host.masks(b)[0] == 0b100000
+    assert all(host.masks(name_of(hal, r))[0] & 0b11000 == 0 for r in range(4))
+    tick(host, hal, 2)
+    assert host.masks(b)[0] == 0b111000
+    hal.close()
+
+
+def test_more_vms_than_classes_share_them(tmp_path: Path) -> None:
+    """Fault 9: CLOSIDs are few. 12 VMs on 7 groups: 2 isolated have their own, 10 share 5."""
+    host = FakeHost(tmp_path, n=12, isolated=(0, 1), zones=lambda i: i % 2)
+    hal = host.open(moves_per_s=6)
+    claim(hal)
+    assert host.groups() == {*(name_of(hal, r) for r in (0, 1)), *(f"foreshare-class{k}" for k in range(2, 7))}
+    for row in range(12):
+        assert set(host.tids[row]) <= host.tasks(name_of(hal, row))
+        if row > 1:
+            assert set(host.tids[row]) == host.tasks(f"{name_of(hal, row)}/mon_groups/{vm_hex(hal.vms.uuid[row])}")
+    assert hal.topology.pool(Resource.MEMORY, 0).unit == "5 % MBA"
+    receipt = apply(hal, *((MEMORY, r, 1 + 2 * (r % 3)) for r in range(12)))
+    assert receipt.failures == []
+    for row in range(2, 12):
+        zone = int(hal.vms.zone[row])
+        mates = [r for r in range(12) if name_of(hal, r) == name_of(hal, row) and hal.vms.zone[r] == zone]
+        total = sum(1 + 2 * (r % 3) for r in mates)
+        assert host.bandwidth(name_of(hal, row))[zone] == min(-(-total * 5 // 10) * 10, 100)
+    assert held(hal).units[:, Resource.MEMORY].tolist() == [1 + 2 * (r % 3) for r in range(12)]
+    apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b110))
+    moves = hal.partitions.members.moves  # type: ignore[union-attr]
+    assert apply(hal, (WAYS, 5, 0b111000)).failures == [], "promised at once, given when it has a class of its own"
+    tick(host, hal, 100)
+    assert hal.partitions.members.moves - moves <= 2 * 6 + 2  # type: ignore[union-attr]
+    tick(host, hal, 400)
+    assert host.masks(name_of(hal, 5))[1] == 0b111000
+    assert host.tasks(name_of(hal, 5)) == set(host.tids[5])
+    assert all(set(host.tids[r]) <= host.tasks(name_of(hal, r)) for r in range(12))
+    hal.close()
+    assert host.groups() == set()
+
+
+def test_old_kernels_without_rename_move_thread_by_thread(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, n=9, zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+
+    def refuse(operation: str, path: str) -> None:
+        if operation == "rename":
+            raise PermissionError(errno.EPERM, "rename")
+
+    host.fake.before = refuse
+    apply(hal, (WAYS, 3, 0b110))
+    tick(host, hal, 40)
+    assert host.masks(name_of(hal, 3))[0] == 0b110 and host.tasks(name_of(hal, 3)) == set(host.tids[3])
+    hal.close()
+
+
+def test_without_monitoring_ids_it_runs_unmonitored(tmp_path: Path) -> None:
+    """Fault 10: RMIDs rest in limbo; the VM runs without monitoring and asks again a second later."""
+    host = FakeHost(tmp_path, Hardware(rmids=10), n=9, zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    members = hal.partitions.members  # type: ignore[union-attr]
+    assert sum(members.monitored(r) for r in range(9)) == 2
+    assert all(set(host.tids[r]) <= host.tasks(name_of(hal, r)) for r in range(9))
+    tried: list[str] = []
+    host.fake.before = lambda operation, path: tried.append(path) if operation == "mkdir" else None
+    tick(host, hal, 90)
+    assert tried == []
+    host.fake.kernel.free_rmids += list(range(50, 60))
+    tick(host, hal, 30)
+    assert sum(members.monitored(r) for r in range(9)) == 9
+    hal.close()
+
+
+def test_counters_become_rates_and_whatever_is_no_number_is_missing(tmp_path: Path) -> None:
+    """Faults 17, 18 and 19."""
+    host = FakeHost(tmp_path, n=3, zones=lambda i: 0)
+    hal = host.open(monitor_ms=10_000)
+    claim(hal)
+    monitor = hal._monitor
+    assert monitor is not None
+
+    def count(row: int, text: str, event: str = "mbm_total_bytes") -> None:
+        host.fake.counters[name_of(hal, row), 0, event] = text
+
+    def one(*texts: str, ahead_ns: int = 100_000_000) -> Reading:
+        for row, text in enumerate(texts):
+            count(row, text)
+        host.clock.t_ns += ahead_ns - TICK_NS
+        monitor.once(host.clock.now_ns)
+        return tick(host, hal)
+
+    count(1, str(2 << 20), "llc_occupancy")
+    tick(host, hal)
+    one("1000", "1000", "1000")
+    r = one(str(1000 + 2 * 10**9), "Unavailable", "Error")
+    assert r.usage[0, Resource.MEMORY] == pytest.approx(2.0)
+    assert not r.quality[0, Resource.MEMORY] & Quality.MISSING
+    assert np.isnan(r.usage[1:, Resource.MEMORY]).all() and (r.quality[1:, Resource.MEMORY] & Quality.MISSING).all()
+    assert r.usage[1, Resource.CACHE] == pytest.approx(1.5)
+    r = one("5", "Unassigned", "7")
+    assert np.isnan(r.usage[:, Resource.MEMORY]).all() and r.quality[0, Resource.MEMORY] & Quality.RESET
+    assert np.isnan(one("9000", "1", "1", ahead_ns=2_100_000_000).usage[0, Resource.MEMORY]), "a gap of two seconds"
+    r = one(str(9000 + 10**9), "2", "2")
+    assert r.usage[0, Resource.MEMORY] == pytest.approx(1.0)
+    r = tick(host, hal, 3)
+    assert r.quality[0, Resource.MEMORY] & Quality.STALE
+    r = tick(host, hal, 210)
+    assert r.quality[0, Resource.MEMORY] & Quality.MISSING
+    hal.close()
+
+
+def test_a_vm_that_is_gone_gives_its_ways_back(tmp_path: Path) -> None:
+    """Fault 1."""
+    host = FakeHost(tmp_path, isolated=(0, 1), zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b1000))
+    hal._sampler.present[0] = False  # plain files do not vanish as a cgroup does
+    tick(host, hal)
+    assert host.masks(name_of(hal, 0))[0] == 1
+    assert [f.gone for f in apply(hal, (WAYS, 0, 0b110)).failures] == [True]
+    assert apply(hal, (WAYS, 1, 0b1110)).failures == []
+    assert host.masks(name_of(hal, 1))[0] == 0b1110 and not host.masks(name_of(hal, 0))[0] & 0b1110
+    hal.close()
+
+
+def test_pqos_names_and_what_it_may_not_take(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    hal = host.open(prefix="COS")
+    claim(hal)
+    assert host.groups() == {"COS1", "COS2", "COS3", "COS4"}
+    hal.close()
+    fd = host.fake.open(host.fake.path, 0)
+    host.fake.mkdir("COS2", dir_fd=fd)
+    hal = host.open(prefix="COS")
+    with pytest.raises(HostError, match="pqos, or somebody else"):
+        claim(hal)
+    hal.close()
+    host.fake.close(fd)
+
+
+@pytest.mark.parametrize("prefix", ["", "../x", "a/b", "info", "mon_groups", "x\n", "a" * 40, "1a", ".x"])
+def test_hostile_prefixes_are_refused(prefix: str) -> None:
+    with pytest.raises(InputError):
+        GroupNames(prefix)
+
+
+def test_names_hold_nothing_of_what_a_user_wrote() -> None:
+    """Fault 29."""
+    names = GroupNames("foreshare-")
+    for evil in ("../x", "a\nb", "x" * 300, "tasks", "info", "mon_groups", ""):
+        assert names.ours(names.vm(evil, 0)) and len(names.vm(evil, 0)) == 42
+    assert names.ours("foreshare-class7") and not names.ours("foreshare-x") and not names.ours("other")
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    hal = host.open(memory=None)
+    assert hal.topology.pool(Resource.MEMORY, 0).units == 0 and hal.topology.ways == 10
+    hal.close()
+    host.fake.umount()
+    (tmp_path / "sys/fs/resctrl").mkdir(parents=True)
+    hal = host.open()
+    assert hal.topology.ways == 0 and "not mounted: mount -t resctrl" in hal.why_no_resctrl
+    hal.close()
+    with pytest.raises(HostError, match="cannot be handed out: resctrl is not mounted"):
+        host.open(use="require")
+    crowded = FakeHost(tmp_path / "b", Hardware(mb_closids=1))
+    with pytest.raises(HostError, match="resctrl groups of this host are taken"):
+        crowded.open(use="require")
+    many = FakeHost(tmp_path / "c", Hardware(mb_closids=3), n=5, isolated=(0, 1), zones=lambda i: i % 2)
+    with pytest.raises(HostError, match="2 isolated VMs need a resctrl group each"):
+        many.open()
+
+
+def test_the_host_is_confined_only_where_that_was_asked_for(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    before = host.fake.text("schemata")
+    hal = host.open()
+    claim(hal)
+    assert host.fake.text("schemata") == before
+    hal.close()
+    hal = host.open(confine_host=True)
+    doc = claim(hal)
+    assert host.masks("")[0] == 1
+    hal.close()
+    assert host.fake.text("schemata") == before
+    hal = host.open(confine_host=True)
+    claim(hal)
+    assert restore(doc, host.roots).failed == []
+    assert host.fake.text("schemata") == before
+    hal.close()
+
+
+def test_dry_runs_and_descriptions_write_nothing(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path)
+    hal = host.open(read_only=True)
+    from resctrl_host import plan  # only here
+
+    lines = hal.describe(plan((WAYS, 0, 0b110), (MEMORY, 0, 3), (WAYS, 1, 0)))
+    assert "L3:0=6" in lines[0] and "MB:0=30" in lines[1] and "shared" in lines[2]
+    assert "etc" not in lines[0]
+    assert held(hal).ways.tolist() == [0] * 4
+    hal.close()
+    assert host.fake.writes == [] and host.groups() == set() and host.fake.open_files == 0
+
+
+def test_intel_constants_are_the_labs() -> None:
+    assert (INTEL.closids, AMD.closids) == (8, 16)
