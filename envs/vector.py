@@ -56,13 +56,10 @@ class PartitionVectorEnv(gym.vector.VectorEnv[Any, Any, npt.NDArray[np.floating]
             worlds = [chosen.at(s, x) for s in chosen.scenarios for x, _ in chosen.loads]
         else:
             worlds = [s if isinstance(s, Scenario) else scenario_named(s, vms=vms, load=load) for s in scenarios]
-        if not worlds:
-            raise InputError("no scenario to simulate")
-        worlds = worlds[:num_envs]
+        if not 0 < len(worlds) <= num_envs:
+            raise InputError(f"{len(worlds)} scenarios on {num_envs} hosts: at least one, and at most one a host")
         bounds = np.linspace(0, num_envs, len(worlds) + 1).round().astype(int).tolist()
-        self._blocks = [
-            (scenario, slice(a, b)) for scenario, a, b in zip(worlds, bounds, bounds[1:], strict=False) if b > a
-        ]
+        self._blocks = [(s, slice(a, b)) for s, a, b in zip(worlds, bounds, bounds[1:], strict=False)]
         self.num_envs = num_envs
         self._ticks, self._flat, self._move_cost, self._normalise = ticks, flat, move_cost, normalise
         self._base, self._tick_ms, self._first_host = base, tick_ms, first_host

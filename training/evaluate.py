@@ -27,15 +27,17 @@ MOST_TOGETHER = 8
 """Seeds that run side by side in one process: more would keep the others waiting for the last ones."""
 
 
-def plan_runs(suite: Suite, policies: Sequence[str], seeds: int) -> list[tuple[tuple[str, str, int], Run]]:
+def plan_runs(
+    suite: Suite, policies: Sequence[str], seeds: int, *, plain_only: bool = False
+) -> list[tuple[tuple[str, str, int], Run]]:
     """Return every run as ((scenario, load, seed), run); the dear ones first, so that no process is left with one.
 
-    Oracles are references for V: neither EMU nor convergence is measured of them.
+    Oracles are references for V: neither EMU nor convergence is measured of them; with ``plain_only`` of nobody.
     """
     out: list[tuple[tuple[str, str, int], Run]] = []
     for scenario in suite.scenarios:
         for policy in policies:
-            oracle = policy.startswith(ORACLE_PREFIX)
+            plain = plain_only or policy.startswith(ORACLE_PREFIX)
             for load, _ in suite.loads:
                 at = suite.at(scenario, load)
                 for seed in range(seeds):
@@ -44,13 +46,13 @@ def plan_runs(suite: Suite, policies: Sequence[str], seeds: int) -> list[tuple[t
                         warm_ticks=suite.warm_ticks,
                     )  # fmt: skip
                     out.append(((scenario.name, load, seed), run))
-                if suite.step_ticks and not oracle:
+                if suite.step_ticks and not plain:
                     step = Run(
                         kind=STEP, scenario=at, policy=policy, seed=0, ticks=suite.step_ticks,
                         warm_ticks=suite.warm_ticks,
                     )  # fmt: skip
                     out.append(((scenario.name, load, 0), step))
-            if suite.emu_rounds and not oracle:
+            if suite.emu_rounds and not plain:
                 emu = Run(
                     kind=EMU, scenario=scenario, policy=policy, seed=0, ticks=suite.emu_ticks,
                     warm_ticks=suite.warm_ticks, rounds=suite.emu_rounds,
@@ -72,10 +74,11 @@ def evaluate(
     jobs: int = 0,
     cache: Path | None = None,
     progress: Progress | None = None,
+    plain_only: bool = False,
 ) -> dict[str, Any]:
     """Return every figure as JSON values: the keys of ``foreshare evaluate --json``.
 
-    ``jobs`` processes; 0: in this one. ``cache``: where results are kept; None: nowhere. Raises InputError for a policy
+    ``plain_only``: without EMU and convergence, at half the cost. ``jobs`` processes; 0: in this one. ``cache``: where results are kept; None: nowhere. Raises InputError for a policy
     that does not exist, or nothing to run.
     """
     if not policies or len(set(policies)) != len(policies):
@@ -83,7 +86,7 @@ def evaluate(
     if seeds < 1 or not 0 <= jobs <= MAX_JOBS:
         raise InputError(f"{seeds} seeds in {jobs} processes cannot be run")
     identities = {policy: policy_identity(policy) for policy in policies}
-    planned = plan_runs(suite, policies, seeds)
+    planned = plan_runs(suite, policies, seeds, plain_only=plain_only)
     store, results = ResultStore(cache), Results(suite, tuple(policies), seeds)
     missing: list[tuple[tuple[str, str, int], Run, str]] = []
     for at, run in planned:

@@ -19,13 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--suite", default="smoke", metavar="S", help="a suite's name, draw:SEED or a .toml file")
     parser.add_argument(
-        "--policies", default="static,forecast", metavar="A,B", help=f"which, of {', '.join(POLICIES)}, or all"
+        "--policies",
+        default="static,forecast",
+        metavar="A,B",
+        help=f"which, of {', '.join(POLICIES)}; all stands for all of these; oracle-state, -paying and -free for bounds",
     )
     parser.add_argument("--seeds", type=whole(1, 1000), default=3, metavar="K", help="seeds per scenario (default 3)")
     parser.add_argument(
         "--jobs", type=whole(1, 256), metavar="J", help="parallel processes (default: one for each CPU)"
     )
     parser.add_argument("--cache", metavar="DIR", help="where finished runs are kept, or none (default: ~/.cache)")
+    parser.add_argument("--plain-only", action="store_true", help="measure neither EMU nor the ticks to converge")
     parser.add_argument("--report", type=Path, metavar="F.html", help="write a self-contained report")
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
@@ -36,14 +40,17 @@ def execute(args: argparse.Namespace) -> int:
     from foreshare.training.evaluate import evaluate
     from foreshare.training.evaluate_cache import default_cache
 
-    policies = tuple(POLICIES) if args.policies == "all" else tuple(p for p in args.policies.split(",") if p)
+    named = [p for p in args.policies.split(",") if p]
+    policies = tuple(q for p in named for q in (POLICIES if p == "all" else (p,)))
     if args.report is not None:
         writable("--report", args.report)
     suite = load_suite(args.suite)
     cache = None if args.cache == "none" else Path(args.cache) if args.cache else default_cache()
     jobs = args.jobs or cpus()
     with _progress(f"{suite.name}: {len(policies)} policies x {args.seeds} seeds") as tell:
-        result = evaluate(suite, policies, args.seeds, jobs=jobs, cache=cache, progress=tell)
+        result = evaluate(
+            suite, policies, args.seeds, jobs=jobs, cache=cache, progress=tell, plain_only=args.plain_only
+        )
     if args.report is not None:
         from foreshare.runtime.evaluation_report import render
 

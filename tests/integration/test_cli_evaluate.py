@@ -58,6 +58,17 @@ def refused(*arguments: str) -> str:
     return done.stderr
 
 
+def test_all_policies_and_an_oracle_without_emu(suite: str) -> None:
+    said = answer(
+        "evaluate", "--suite", suite, "--policies", "all,oracle-state", "--seeds", "1", "--plain-only", "--cache",
+        "none", "--json",
+    )  # fmt: skip
+    assert {"static", "triage", "bayesian", "oracle-state"} <= said["policies"].keys()
+    assert all(value is None for value in said["emu"].values())
+    for loads in said["policies"].values():
+        assert loads["all"]["converge_ticks"] is None and loads["tight"]["slo_violation_pct"] >= 0
+
+
 def test_tune_baseline_finds_writes_and_says(tmp_path: Path) -> None:
     path = tmp_path / "tuned.py"
     arguments = ["--suite", "smoke", "--steps", "80000", "--seed", "3", "--jobs", "2"]

@@ -134,6 +134,8 @@ def test_wrong_use_is_said_in_one_line() -> None:
         PartitionVectorEnv(num_envs=1, max_vms=3)
     with pytest.raises(InputError, match="cannot be run"):
         PartitionVectorEnv(num_envs=0)
+    with pytest.raises(InputError, match="at most one a host"):
+        PartitionVectorEnv(num_envs=2, **SMALL)
     env = PartitionVectorEnv(num_envs=1)
     with pytest.raises(InputError, match="before reset"):
         env.step(np.zeros(env.action_space.shape))
