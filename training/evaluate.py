@@ -78,8 +78,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return every figure as JSON values: the keys of ``foreshare evaluate --json``.
 
-    ``plain_only``: without EMU and convergence, at half the cost. ``jobs`` processes; 0: in this one. ``cache``: where results are kept; None: nowhere. Raises InputError for a policy
-    that does not exist, or nothing to run.
+    ``plain_only``: without EMU and convergence, at half the cost. ``jobs`` processes; 0: in this one. ``cache``: where
+    results are kept; None: nowhere. Raises InputError for a policy that does not exist, or nothing to run.
     """
     if not policies or len(set(policies)) != len(policies):
         raise InputError("name at least one policy, and each once")

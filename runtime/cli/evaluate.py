@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policies",
         default="static,forecast",
         metavar="A,B",
-        help=f"which, of {', '.join(POLICIES)}; all stands for all of these; oracle-state, -paying and -free for bounds",
+        help=f"which, of {', '.join(POLICIES)}; all: all of these; for bounds oracle-state, -paying, -free",
     )
     parser.add_argument("--seeds", type=whole(1, 1000), default=3, metavar="K", help="seeds per scenario (default 3)")
     parser.add_argument(
