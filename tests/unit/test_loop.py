@@ -18,8 +18,9 @@ from foreshare.policies.allocators import Request, WaterFilling
 from foreshare.policies.decide import Mind
 from foreshare.policies.forecast import LastValue
 from foreshare.policies.host import Host, IntArray, Placement
+from foreshare.policies.presence import GONE_TICKS
 from foreshare.policies.registry import make_mind
-from foreshare.runtime.loop import GONE_TICKS, ControlLoop, LoopOptions, Tick
+from foreshare.runtime.loop import ControlLoop, LoopOptions, Tick
 from foreshare.runtime.runlog import STAGES
 
 TICK = 10_000_000
