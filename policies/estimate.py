@@ -119,7 +119,7 @@ class Estimator:
         any_missing = bool(missing.any())
         np.copyto(u, reading.usage, where=~missing)
         # What waits is counted apart, and is there even where the counter of what is used stands still.
-        self._see_waiting(reading, u, w, (missing & ~still) if any_missing else None)
+        self._see_waiting(reading, u, w, still, missing if any_missing else None)
         censored = (reading.quality & _CENSORED) != 0
         base = self._base
         np.multiply(self.demand, IDLE_SHARE, out=base)
@@ -193,9 +193,13 @@ class Estimator:
             self._still[:] = 0
         return out, zero
 
-    def _see_waiting(self, reading: Reading, u: FloatArray, w: FloatArray, missing: BoolArray | None) -> None:
-        """Fill ``w`` with the work seen waiting, unit-ticks."""
-        np.subtract(reading.demand_low, reading.usage, out=w)
+    def _see_waiting(
+        self, reading: Reading, u: FloatArray, w: FloatArray, still: BoolArray, missing: BoolArray | None
+    ) -> None:
+        """Fill ``w`` with the work seen waiting, unit-ticks. ``missing``: None where nothing is."""
+        np.subtract(reading.demand_low, u, out=w)
+        if missing is not None:
+            np.copyto(w, reading.demand_low, where=still)  # their usage says 0
         if reading.dt_ns > 0:
             waited = reading.wait_ns * (self._cpu_per_ns / reading.dt_ns)
             np.minimum(waited, np.maximum(self._most_cpu - u[..., CPU], 0.0), out=waited)  # NaN stays, fmax drops it
@@ -204,7 +208,7 @@ class Estimator:
         np.minimum(w, self._most, out=w)
         w[..., CACHE] = 0.0
         if missing is not None:
-            w[missing] = 0.0
+            w[missing & ~still] = 0.0
 
     def _blind(self, reading: Reading, w: FloatArray, u: FloatArray, censored: BoolArray) -> BoolArray:
         """Return (N,) whose waiting work is as much as can be seen, so that there may be more."""
