@@ -210,11 +210,8 @@ class Partitions:
                 entries.append((k, row))
             else:
                 again.append((k, row, value))
-        for (
-            k,
-            row,
-            value,
-        ) in again:  # after drift, what a plan takes for shrinking may be another VM's until that shrinks
+        # After drift, what a plan takes for shrinking may be another VM's until that shrinks.
+        for k, row, value in again:
             if state.promise_ways(row, value, now):
                 entries.append((k, row))
             else:
