@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # A strict editable install links every file: it has to be made again when one appears.
 SOURCES := $(shell find envs policies runtime training -name '*.py' -o -name '*.toml' -o -name '*.c' | LC_ALL=C sort)
 
-.PHONY: run test lint unit soak test-lab clean FORCE
+.PHONY: run test lint unit soak test-lab soak-lab clean FORCE
 
 run: $(VENV)/.lean
 	$(BIN)/foreshare run --report out/report.html
@@ -24,8 +24,10 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not lab and not soak" --cov --cov-report=term:skip-covered
 
 # Inside small guests with a kernel of their own, one for each file (monitoring ids run out); see tests/lab/README.md.
-test-lab: $(VENV)/.dev
-	for file in tests/lab/test_*.py; do for vendor in intel amd; do \
+test-lab: LAB = $(filter-out %_soak.py,$(wildcard tests/lab/test_*.py))
+soak-lab: LAB = $(wildcard tests/lab/test_*_soak.py)
+test-lab soak-lab: $(VENV)/.dev
+	for file in $(LAB); do for vendor in intel amd; do \
 	  echo "$$vendor $$file"; \
 	  tests/lab/run --vendor $$vendor --seconds 1200 -- $(BIN)/python -m pytest -p no:cacheprovider --no-header -q $$file || exit 1; \
 	done; done
