@@ -1,8 +1,7 @@
 """Sums, extremes and orders along the axes of (..., N, R) arrays, faster than numpy's own reductions.
 
-numpy reduces along a short last axis, or along the VMs of a batch of small hosts, one little inner loop at a time; with
-64 hosts of 16 VMs ``sum(axis=-2)`` takes 24 us and ``max(axis=-1)`` 45 us where these take 7 and 6, and no longer than
-numpy for a single host. The answer for a host does not depend on how many stand beside it.
+numpy reduces along a short last axis, or along the VMs of a batch of small hosts, one little inner loop at a time;
+these go over whole columns instead. The answer for a host does not depend on how many stand beside it.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def all_of(x: BoolArray) -> BoolArray:
 def flat_positions(order: IntArray) -> IntArray:
     """Turn row numbers (..., n, c) for each column into positions in the flattened array, in place; return them.
 
-    ``take()`` with these costs an eighth of ``take_along_axis()``.
+    ``take()`` with these costs less than ``take_along_axis()``.
     """
     n, c = order.shape[-2:]
     order *= c

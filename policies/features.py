@@ -97,7 +97,7 @@ class Encoder:
             self._bind(mind.host)
         host = mind.host
         n = len(host)
-        # Logarithms of float32 cost a quarter of those of float64.
+        # Logarithms of float32 cost less than those of float64.
         blocks = (q.ask, q.need, mind.held, self._reservation, q.backlog)
         amounts = np.concatenate(blocks, axis=-1, dtype=np.float32, casting="unsafe")
         amounts *= self._scale
