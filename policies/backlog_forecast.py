@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from . import kernel
 from .estimate import EstimateOptions, Estimator
-from .forecast import Ewma, Forecast, at_reservation, carry
+from .forecast import MISSING_WIDEN, Ewma, Forecast, at_reservation, carry
 from .host import CACHE, Host, IntArray
 from .knobs import knob
 from .reading import Reading
@@ -53,30 +54,48 @@ class BacklogForecaster:
         )
         self._ewma = Ewma(host, rise=k.rise, fall=k.fall, error_gain=k.error_gain, margin=k.margin)
         self._ways = at_reservation(host)[..., CACHE].copy()
+        self._before = np.full(host.shape, np.nan)
+        self._constants = np.array(
+            [
+                k.rise, k.fall, k.error_gain, k.margin, k.trend, k.clear_ticks, k.clear_most, k.cache_gain,
+                k.cache_share, MISSING_WIDEN,
+            ],
+            np.float64,
+        )  # fmt: skip
+        """follow_knobs_t of compiled/kernel.h."""
+        self._bind(host)
+
+    def _bind(self, host: Host) -> None:
         self._seen = np.zeros(host.shape)
         self._reserved = host.reservation[:, CACHE].astype(np.float64)
-        self._before = np.full(host.shape, np.nan)
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
 
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`~.forecast.Forecaster`."""
         k, e = self.knobs, self.estimator
         e.update(reading)
+        np.copyto(into.backlog, e.backlog)
+        np.copyto(into.delay_ticks, e.delay_ticks)
+        np.copyto(into.usage, e.usage)
+        if kernel.compiled is not None:
+            f = self._ewma
+            kernel.compiled.follow(
+                self._tables, self._hosts, self._constants, e.demand, e.backlog,
+                f.level, f.error, self._before, self._ways, f.fresh, into.mean, into.upper, into.clearing,
+            )  # fmt: skip
+            return
         seen = self._seen
         np.copyto(seen, e.demand)
         self._ewma.learn(seen, into)
-        if k.trend:
-            step = np.fmax(e.demand - self._before, 0.0)
-            step *= k.trend
-            into.upper += step
-            np.copyto(self._before, e.demand)
+        step = np.fmax(e.demand - self._before, 0.0)
+        step *= k.trend
+        into.upper += step
+        np.copyto(self._before, e.demand)
         self._ways += k.cache_gain * (seen[..., CACHE] - self._ways)
         claim = self._reserved + k.cache_share * np.maximum(self._ways - self._reserved, 0.0)
         into.mean[..., CACHE] = into.upper[..., CACHE] = claim
         np.multiply(e.backlog, 1.0 / k.clear_ticks, out=into.clearing)
         np.minimum(into.clearing, k.clear_most * into.mean, out=into.clearing)
-        np.copyto(into.backlog, e.backlog)
-        np.copyto(into.delay_ticks, e.delay_ticks)
-        np.copyto(into.usage, e.usage)
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """See :class:`~.forecast.Forecaster`."""
@@ -84,5 +103,4 @@ class BacklogForecaster:
         self._ewma.rebind(host, rows)
         self._ways = carry(self._ways, rows, at_reservation(host)[..., CACHE].copy(), axis=-1)
         self._before = carry(self._before, rows, np.full(host.shape, np.nan))
-        self._reserved = host.reservation[:, CACHE].astype(np.float64)
-        self._seen = np.zeros(host.shape)
+        self._bind(host)

@@ -19,10 +19,12 @@ about one number for a VM, its work measured as ``Y(x) = sum_r x_r / capacity_r`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from types import ModuleType
 
 import numpy as np
 
+from . import kernel
 from .axes import all_of, largest
 from .forecast import at_reservation, carry
 from .host import CACHE, CPU, IO, MEMORY, BoolArray, FloatArray, Host, IntArray, R
@@ -101,6 +103,10 @@ class Estimator:
         self._floor = np.maximum(host.floor, _TINY) * 0.01
         self._floor_units = np.maximum(host.floor, 1.0)
         self._still: IntArray = np.zeros(host.shape, np.int64)
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
+        bounds = (IDLE_SHARE, OVER_LIMIT, STILL_TICKS, 0.0, *self._most)
+        self._constants = np.array([*astuple(self.options), *bounds], np.float64)
+        """estimate_options_t of compiled/kernel.h."""
         self._wait, self._ratio, self._base = np.zeros(host.shape), np.zeros(host.shape), np.zeros(host.shape)
 
     def rebind(self, host: Host, rows: IntArray) -> None:
@@ -114,6 +120,9 @@ class Estimator:
 
     def update(self, reading: Reading) -> None:
         """Take in one reading. Where it says nothing, demand stays and the ledger goes on."""
+        if kernel.compiled is not None:
+            self._update_compiled(kernel.compiled, reading)
+            return
         o, u, w, ratio = self.options, self.usage, self._wait, self._ratio
         missing, still = self._not_to_believe(reading)
         any_missing = bool(missing.any())
@@ -174,6 +183,15 @@ class Estimator:
         self.demand[..., CACHE] = kept
         if not self.known.all():
             self.demand[~self.known] = np.nan
+
+    def _update_compiled(self, compiled: ModuleType, reading: Reading) -> None:
+        self._constants[-R - 1] = self._cpu_per_ns / reading.dt_ns if reading.dt_ns > 0 else 0.0
+        compiled.estimate(
+            self._tables, self._hosts, self._scale, self._constants,
+            reading.usage, reading.demand_low, reading.limit, reading.wait_ns, reading.quality,
+            self.usage, self.demand, self.backlog, self.delay_ticks, self._work, self._level, self._usual,
+            self._sure, self.known, self._still,
+        )  # fmt: skip
 
     def _not_to_believe(self, reading: Reading) -> tuple[BoolArray, BoolArray]:
         """Return (..., N, R) where usage is missing or cannot be, or (also the second) its counter may stand still."""

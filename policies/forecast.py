@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .axes import any_of
-from .host import FloatArray, Host, IntArray, R
+from .host import BoolArray, FloatArray, Host, IntArray, R
 from .knobs import knob
 from .reading import Quality, Reading
 
@@ -121,14 +121,15 @@ class Ewma:
         self, host: Host, *, rise: float = 0.7, fall: float = 0.5, error_gain: float = 0.1, margin: float = 1.6
     ) -> None:
         self.rise, self.fall, self.error_gain, self.margin = rise, fall, error_gain, margin
-        self._level = at_reservation(host)
-        self._error = np.zeros_like(self._level)
-        self._new = np.ones(host.shape[:-1], bool)
+        self.level = at_reservation(host)
+        self.error = np.zeros_like(self.level)
+        self.fresh: BoolArray = np.ones(host.shape[:-1], bool)
+        """(..., N) of whom nothing was heard yet."""
         self._most = _widest(host)
         self._scratch()
 
     def _scratch(self) -> None:
-        self._seen, self._gap, self._gain = (np.empty_like(self._level) for _ in range(3))
+        self._seen, self._gap, self._gain = (np.empty_like(self.level) for _ in range(3))
 
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`Forecaster`."""
@@ -140,33 +141,33 @@ class Ewma:
         missing = ~np.isfinite(seen)  # no counter counts to infinity
         any_missing = bool(missing.any())
         if any_missing:
-            np.copyto(seen, self._level, where=missing)
-        if self._new.any():
-            first = self._new & ~any_of(missing)
-            self._level[first] = seen[first]
-            self._new &= ~first
-        np.subtract(seen, self._level, out=gap)
+            np.copyto(seen, self.level, where=missing)
+        if self.fresh.any():
+            first = self.fresh & ~any_of(missing)
+            self.level[first] = seen[first]
+            self.fresh &= ~first
+        np.subtract(seen, self.level, out=gap)
         np.copyto(gain, self.fall)
         np.copyto(gain, self.rise, where=gap > 0)
         gain *= gap
-        self._level += gain
+        self.level += gain
         np.abs(gap, out=gap)
-        gap -= self._error
+        gap -= self.error
         gap *= self.error_gain
         if any_missing:
-            np.copyto(gap, self._error * (MISSING_WIDEN - 1.0), where=missing)
-        self._error += gap
+            np.copyto(gap, self.error * (MISSING_WIDEN - 1.0), where=missing)
+        self.error += gap
         if any_missing:  # growing for ever, it would overflow, and be no number once values come back
-            np.minimum(self._error, self._most, out=self._error)
-        into.mean[:] = self._level
-        np.multiply(self._error, self.margin, out=into.upper)
-        into.upper += self._level
+            np.minimum(self.error, self._most, out=self.error, where=missing)
+        into.mean[:] = self.level
+        np.multiply(self.error, self.margin, out=into.upper)
+        into.upper += self.level
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """See :class:`Forecaster`."""
-        self._level = carry(self._level, rows, at_reservation(host))
-        self._error = carry(self._error, rows, np.zeros_like(self._level))
-        self._new = carry(self._new, rows, np.ones(host.shape[:-1], bool), axis=-1)
+        self.level = carry(self.level, rows, at_reservation(host))
+        self.error = carry(self.error, rows, np.zeros_like(self.level))
+        self.fresh = carry(self.fresh, rows, np.ones(host.shape[:-1], bool), axis=-1)
         self._most = _widest(host)
         self._scratch()
 
@@ -178,7 +179,7 @@ def _widest(host: Host) -> FloatArray:
 
 def at_reservation(host: Host) -> FloatArray:
     """Return every VM's reservation, (N, R) or (H, N, R): what is forecast of a VM of which nothing is known."""
-    return np.broadcast_to(host.reservation, host.shape).astype(float)
+    return np.array(np.broadcast_to(host.reservation, host.shape), np.float64, order="C")
 
 
 Kind = TypeVar("Kind", bound=np.generic)

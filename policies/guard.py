@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from . import kernel
 from .axes import flat_positions, flat_rows, total
 from .host import CACHE, CPU, BoolArray, FloatArray, Host, IntArray, entitled_units
 from .rounding import apportion
@@ -39,6 +40,7 @@ class Guard:
         self._granule = host.granule[self._coarse, CPU]
         self._importance = np.empty(len(host), np.int64)
         self._importance[np.lexsort((-host.vms.rank, host.vms.priority))] = np.arange(len(host))
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
         self.broken = False
         """The latest proposal was unusable as a whole (wrong shape or type) or had entries that are no numbers."""
         self.changed = 0
@@ -54,6 +56,13 @@ class Guard:
         """
         host = self.host
         wanted = self._numbers(proposal)
+        if kernel.compiled is not None:
+            out = np.empty(host.shape, np.int64)
+            wanted, ask, previous = (np.ascontiguousarray(x) for x in (wanted, ask, previous))
+            self.changed = kernel.compiled.admit(
+                self._tables, self._hosts, wanted, ask, previous, frozen, self.options.hysteresis, out
+            )  # fmt: skip
+            return out
         entitled = entitled_units(ask, host)
         x = np.minimum(np.maximum(wanted, entitled), host.cap)
         self._to_granules(x)

@@ -23,7 +23,6 @@ TUNED: dict[str, dict[str, float | int]] = {
         "stick": 2.851,
         "margin_share": 0.03855,
         "horizon_ticks": 45.37,
-        "passes": 3,
     },
 }
 COMMANDS: dict[str, str] = {

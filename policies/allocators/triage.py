@@ -10,8 +10,8 @@ units), the extras ``E`` (N, R), and
    share that serving the VM takes for a while (``L``: mean demand and ``backlog / horizon_ticks`` beyond the low end),
    and ``weight = (1 + priority) ** priority_power`` (greedy by density: Dantzig, Operations Research 5(2), 1957, for
    one resource; the priced sum of several: Toyoda, Management Science 21(12), 1975);
-3. admits VMs in that order as long as all that they need fits (mean demand, and ``margin_share`` of what is asked
-   beyond it), for ``passes`` passes, so that a VM that is too large does not block those behind it;
+3. admits in that order every VM of which all that it needs fits into what is left (mean demand, and ``margin_share``
+   of what is asked beyond it): one that is too large does not block those behind it;
 4. water-fills what is left between the rest of the margins of who is admitted, then between the VMs that are not.
 
 Cache ways never decide who is admitted (best effort): their column is water-filled. Where all extras fit the answer is
@@ -21,9 +21,11 @@ that of backlog-aware water-filling.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.axes import all_of, flat_rows, total
 from foreshare.policies.backlog_forecast import BacklogKnobs
 from foreshare.policies.forecast import carry
@@ -52,8 +54,6 @@ class TriageKnobs(BacklogKnobs):
     """Share of what is asked above the mean forecast that admission takes; the rest comes out of what is left."""
     horizon_ticks: float = knob(40.0, 1.0, 300.0, log=True)
     """A backlog counts into the cost of serving a VM as if spread over so many ticks."""
-    passes: int = knob(3, 1, 6)
-    """How often VMs behind one that does not fit are tried."""
 
 
 class Triage:
@@ -72,6 +72,8 @@ class Triage:
         """See :class:`~.base.Allocator`."""
         if host is not self._host:
             self._bind(host)
+        if kernel.compiled is not None:
+            return self._allocate_compiled(kernel.compiled, request)
         ask, k = request.ask, self.knobs
         low = entitled_units(ask, host).astype(np.float64)
         extra = np.maximum(ask, low)
@@ -104,6 +106,14 @@ class Triage:
             out[..., g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out
 
+    def _allocate_compiled(self, compiled: ModuleType, request: Request) -> IntArray:
+        out = np.zeros(request.ask.shape, np.int64)
+        ask, need, backlog = (np.ascontiguousarray(x) for x in (request.ask, request.need, request.backlog))
+        compiled.triage(
+            self._tables, self._hosts, ask, need, backlog, self._weight, self._constants, self.admitted, out
+        )  # fmt: skip
+        return out
+
     @staticmethod
     def _fill_rest(block: FloatArray, x: FloatArray, room: FloatArray, admitted: BoolArray) -> FloatArray:
         """Share what ``x`` leaves of ``room``: column by column the margins of who is admitted, then the others."""
@@ -124,6 +134,11 @@ class Triage:
         self._host = host
         self._weight = (1.0 + np.maximum(host.vms.priority, 0)) ** self.knobs.priority_power
         self._gates = [_gates(g) for g in host.groups]
+        k = self.knobs
+        self._constants = np.array(
+            [k.margin_share, k.horizon_ticks, k.price_power, k.cost_power, k.stick], np.float64
+        )  # triage_knobs_t of compiled/kernel.h
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
         self._by_rank = np.argsort(host.vms.rank)
 
     def _admit(
@@ -156,17 +171,18 @@ class Triage:
         whole = columns[0] if len(columns) == 1 else np.concatenate(columns, axis=-1)
         asked = whole.reshape(-1, whole.shape[-1]).take(order, axis=0)
         left = free[0] if len(free) == 1 else np.concatenate(free, axis=-1)
-        fits = all_of(asked.cumsum(axis=-2) <= left[..., None, :])
-        taken = asked * fits[..., None]
-        for _ in range(k.passes - 1):
-            left = left - total(taken)
-            now = all_of(asked <= left[..., None, :])
+        # One after the other, whole runs at a time: who fits behind all that were not refused is in.
+        idle = asked <= 0.0  # who wants nothing of a pool need not care how full it is
+        fits = np.zeros(asked.shape[:-1], bool)
+        while True:
+            now = all_of(idle | (asked <= left[..., None, :]))
             now &= ~fits
             if not now.any():
                 break
-            now &= all_of((asked * now[..., None]).cumsum(axis=-2) <= left[..., None, :])
+            wanted = asked * now[..., None]
+            now &= all_of(idle | (wanted.cumsum(axis=-2) <= left[..., None, :]))
             fits |= now
-            taken = asked * now[..., None]
+            left = left - total(asked * now[..., None])
         self.admitted.reshape(-1)[order] = fits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.axes import total
 from foreshare.policies.host import Host, IntArray, entitled_units
 from foreshare.policies.rounding import apportion, fill_extras
@@ -21,9 +22,17 @@ class WaterFilling:
     name = "water-filling"
     batched = True
 
+    def __init__(self) -> None:
+        self._host: Host | None = None
+
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
         out = np.zeros(request.ask.shape, np.int64)
+        if kernel.compiled is not None:
+            if host is not self._host:
+                self._host, self._tables, self._hosts = host, kernel.tables(host), kernel.hosts_in(host)
+            kernel.compiled.water_fill(self._tables, self._hosts, np.ascontiguousarray(request.ask), out)
+            return out
         entitled = entitled_units(request.ask, host).astype(np.float64)
         for g in host.groups:
             ask, low = request.ask[..., g.rows, g.cols], entitled[..., g.rows, g.cols]

@@ -1,0 +1,84 @@
+/* What the kernel's parts share. Arrays are those of policies/host.py: N VMs, R = 4 resources, rows of VMs; a batch of
+ * hosts is one after the other. The numpy forms are the reference; each function here names the one that it follows. */
+#ifndef FORESHARE_KERNEL_H
+#define FORESHARE_KERNEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { CPU, CACHE, MEMORY, IO, R };
+
+/* VMs that draw one resource from the same pool. */
+typedef struct {
+    int64_t resource, capacity, count;
+    const int64_t *rows;
+} pool_t;
+
+/* A host's bounds, as policies/kernel.py packs them: pointers into its array. */
+typedef struct {
+    int64_t n, pools, ways, min_ways, max_classes;
+    const int64_t *floor, *reservation, *cap, *granule; /* (N, R) */
+    const int64_t *rank;                                /* (N,) */
+    const int64_t *by_rank;                             /* (N,) rows in the order of their rank */
+    const int64_t *importance;                          /* (N,) who loses his ways first */
+    const pool_t *pool;                                 /* (pools,) */
+    const int64_t *pool_of;                             /* (N, R) */
+} tables_t;
+
+/* Room for one host's intermediate results; who calls owns it. */
+typedef struct {
+    int64_t *low, *fitted;               /* (N, R) */
+    int64_t *order, *merge;              /* (N,) */
+    double *extra, *first;               /* (N, R) */
+    double *x, *key, *rest;              /* (N,) */
+    double *room, *want, *left, *price;  /* (pools,) */
+    bool *is_short;                      /* (pools,) */
+} scratch_t;
+
+typedef struct {
+    double margin_share, horizon_ticks, price_power, cost_power, stick;
+} triage_knobs_t;
+
+/* share.c */
+void sort_rows(const double *key, int64_t *rows, int64_t count, int64_t *merge);
+void entitle(const tables_t *t, const double *ask, int64_t *low);
+void apportion(const tables_t *t, const pool_t *p, const double *x, int64_t capacity, int64_t *out, scratch_t *s);
+void water_fill(const tables_t *t, const double *ask, int64_t *out, scratch_t *s);
+void triage(const tables_t *t, const double *ask, const double *need, const double *backlog, const double *weight,
+            const triage_knobs_t *k, bool *admitted, int64_t *out, scratch_t *s);
+
+/* guard.c */
+int64_t admit(const tables_t *t, const int64_t *wanted, const double *ask, const int64_t *previous, const bool *frozen,
+              bool hysteresis, int64_t *out, scratch_t *s);
+
+/* estimate.c */
+typedef struct {
+    double probe, gain, hold, usual_gain, revert, seen_share, noise_share, most_ticks; /* EstimateOptions, in order */
+    double idle_share, over_limit, still_ticks, wait_scale;
+    double most[R];
+} estimate_options_t;
+typedef struct {
+    const double *usage, *demand_low, *limit, *wait_ns; /* (N, R), wait (N,) */
+    const uint8_t *quality;                             /* (N, R) */
+} reading_t;
+typedef struct {
+    double *usage, *demand, *backlog;              /* (N, R) */
+    double *delay_ticks, *work, *level, *usual;    /* (N,) */
+    bool *sure, *known;                            /* (N,) */
+    int64_t *still;                                /* (N, R) */
+} estimate_t;
+void estimate(const tables_t *t, const double *scale, const estimate_options_t *o, const reading_t *in, estimate_t *e);
+
+typedef struct {
+    double rise, fall, error_gain, margin, trend, clear_ticks, clear_most, cache_gain, cache_share, widen;
+} follow_knobs_t;
+typedef struct {
+    double *level, *error, *before; /* (N, R) */
+    double *ways;                   /* (N,) */
+    bool *fresh;                    /* (N,) */
+} follow_t;
+void follow(const tables_t *t, const follow_knobs_t *k, const double *demand, const double *backlog, follow_t *f,
+            double *mean, double *upper, double *clearing);
+
+#endif

@@ -1,0 +1,228 @@
+/* The judgement's inner loops for Python: takes numpy arrays as buffers, checks their type, layout and size, and goes
+ * over the hosts of a batch. policies/kernel.py says what each array is; a wrong one raises ValueError. */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <stdlib.h>
+
+#include "kernel.h"
+
+enum { MOST_ARRAYS = 32, HEAD = 5 };
+
+/* The buffers of one call; all are let go together. */
+typedef struct {
+    Py_buffer view[MOST_ARRAYS];
+    int count;
+    bool failed;
+} buffers_t;
+
+static void *take(buffers_t *b, PyObject *array, char kind, Py_ssize_t items, bool writable) {
+    if (b->failed) return NULL;
+    Py_buffer *view = &b->view[b->count];
+    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
+    b->failed = true;
+    if (PyObject_GetBuffer(array, view, flags) < 0) return NULL;
+    b->count++;
+    char format = view->format[0];
+    if (format == 'q') format = 'l';
+    if (format != kind || view->format[1] || (items >= 0 && view->len != items * view->itemsize)) {
+        PyErr_Format(PyExc_ValueError, "array %d: type '%s' and %zd bytes, not %zd of '%c'", b->count - 1, view->format,
+                     view->len, items, kind);
+        return NULL;
+    }
+    b->failed = false;
+    return view->buf;
+}
+
+static PyObject *let_go(buffers_t *b, PyObject *answer) {
+    for (int i = 0; i < b->count; i++) PyBuffer_Release(&b->view[i]);
+    if (b->failed || PyErr_Occurred()) {
+        Py_XDECREF(answer);
+        return NULL;
+    }
+    return answer;
+}
+
+/* One call: its buffers, the host's bounds, how many hosts, and room to work in. */
+typedef struct {
+    buffers_t buffers;
+    tables_t tables;
+    scratch_t scratch;
+    Py_ssize_t hosts, n, nr;
+    void *memory;
+} call_t;
+
+static bool out_of_shape(call_t *c) {
+    PyErr_SetString(PyExc_ValueError, "these are no tables of policies/kernel.py");
+    c->buffers.failed = true;
+    return false;
+}
+
+/* Read the packed tables and find room. ``batch``: hosts in the arrays to come. */
+static bool begin(call_t *c, PyObject *packed, PyObject *batch) {
+    c->buffers.count = 0;
+    c->buffers.failed = false;
+    c->memory = NULL;
+    const int64_t *at = take(&c->buffers, packed, 'l', -1, false);
+    c->hosts = PyLong_AsSsize_t(batch);
+    if (!at || PyErr_Occurred()) {
+        c->buffers.failed = true;
+        return false;
+    }
+    int64_t length = c->buffers.view[0].len / 8;
+    if (length < HEAD || c->hosts < 0) return out_of_shape(c);
+    tables_t *t = &c->tables;
+    t->n = at[0], t->pools = at[1], t->ways = at[2], t->min_ways = at[3], t->max_classes = at[4];
+    int64_t n = t->n, nr = n * R;
+    if (n < 0 || n > length || t->pools < 0 || t->pools > length || length < HEAD + 5 * nr + 3 * n)
+        return out_of_shape(c);
+    const int64_t *end = at + length;
+    at += HEAD;
+    t->floor = at, t->reservation = at + nr, t->cap = at + 2 * nr, t->granule = at + 3 * nr, t->pool_of = at + 4 * nr;
+    at += 5 * nr;
+    t->rank = at, t->by_rank = at + n, t->importance = at + 2 * n;
+    at += 3 * n;
+    c->n = (Py_ssize_t)n, c->nr = (Py_ssize_t)nr;
+    size_t doubles = (size_t)(2 * nr + 3 * n + 4 * t->pools), whole = (size_t)(2 * nr + 2 * n);
+    size_t bytes = (size_t)t->pools * (sizeof(pool_t) + sizeof(bool)) + 8 * (doubles + whole);
+    char *memory = c->memory = malloc(bytes + 8);
+    if (!memory) {
+        PyErr_NoMemory();
+        c->buffers.failed = true;
+        return false;
+    }
+    scratch_t *s = &c->scratch;
+    pool_t *pool = (pool_t *)memory;
+    int64_t *ints = (int64_t *)(pool + t->pools);
+    s->low = ints, s->fitted = ints + nr, s->order = ints + 2 * nr, s->merge = ints + 2 * nr + n;
+    double *real = (double *)(ints + whole);
+    s->extra = real, s->first = real + nr, real += 2 * nr;
+    s->x = real, s->key = real + n, s->rest = real + 2 * n, real += 3 * n;
+    s->room = real, s->want = real + t->pools, s->left = real + 2 * t->pools, s->price = real + 3 * t->pools;
+    s->is_short = (bool *)(real + 4 * t->pools);
+    t->pool = pool;
+    for (int64_t q = 0; q < t->pools; q++) {
+        if (end - at < 3 || at[0] < 0 || at[0] >= R || at[2] < 0 || at[2] > n || end - at - 3 < at[2])
+            return out_of_shape(c);
+        pool[q] = (pool_t){.resource = at[0], .capacity = at[1], .count = at[2], .rows = at + 3};
+        for (int64_t k = 0; k < at[2]; k++)
+            if (at[3 + k] < 0 || at[3 + k] >= n) return out_of_shape(c);
+        at += 3 + at[2];
+    }
+    for (int64_t k = 0; k < nr; k++)
+        if (t->pool_of[k] < 0 || t->pool_of[k] >= t->pools || t->granule[k] < 1) return out_of_shape(c);
+    for (int64_t k = 0; k < n; k++)
+        if (t->by_rank[k] < 0 || t->by_rank[k] >= n) return out_of_shape(c);
+    return true;
+}
+
+static PyObject *finish(call_t *c, PyObject *answer) {
+    free(c->memory);
+    return let_go(&c->buffers, answer);
+}
+
+/* An array of ``per`` values a host; short names for what every function below does a dozen times. */
+#define REAL(i, per) take(&c.buffers, args[i], 'd', c.hosts * (per), false)
+#define REAL_OUT(i, per) take(&c.buffers, args[i], 'd', c.hosts * (per), true)
+#define WHOLE(i, per) take(&c.buffers, args[i], 'l', c.hosts * (per), false)
+#define WHOLE_OUT(i, per) take(&c.buffers, args[i], 'l', c.hosts * (per), true)
+#define FLAG_OUT(i, per) take(&c.buffers, args[i], '?', c.hosts * (per), true)
+
+static bool counted(Py_ssize_t got, Py_ssize_t wanted) {
+    if (got == wanted) return true;
+    PyErr_Format(PyExc_TypeError, "%zd arguments, not %zd", got, wanted);
+    return false;
+}
+
+static PyObject *none(void) {
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
+static PyObject *py_water_fill(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 4)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const double *ask = REAL(2, c.nr);
+    int64_t *out = WHOLE_OUT(3, c.nr);
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+        water_fill(&c.tables, ask + h * c.nr, out + h * c.nr, &c.scratch);
+    return finish(&c, none());
+}
+
+static PyObject *py_triage(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 9)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const double *ask = REAL(2, c.nr), *need = REAL(3, c.nr), *backlog = REAL(4, c.nr);
+    const double *weight = take(&c.buffers, args[5], 'd', c.n, false);
+    const triage_knobs_t *knobs = take(&c.buffers, args[6], 'd', sizeof(triage_knobs_t) / 8, false);
+    bool *admitted = FLAG_OUT(7, c.n);
+    int64_t *out = WHOLE_OUT(8, c.nr);
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+        triage(&c.tables, ask + h * c.nr, need + h * c.nr, backlog + h * c.nr, weight, knobs, admitted + h * c.n,
+               out + h * c.nr, &c.scratch);
+    return finish(&c, none());
+}
+
+static PyObject *py_admit(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 8)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const int64_t *wanted = WHOLE(2, c.nr);
+    const double *ask = REAL(3, c.nr);
+    const int64_t *previous = WHOLE(4, c.nr);
+    bool any_frozen = args[5] != Py_None;
+    const bool *frozen = any_frozen ? take(&c.buffers, args[5], '?', c.hosts * c.n, false) : NULL;
+    bool hysteresis = args[6] == Py_True;
+    int64_t *out = WHOLE_OUT(7, c.nr), changed = 0;
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+        changed += admit(&c.tables, wanted + h * c.nr, ask + h * c.nr, previous + h * c.nr,
+                         any_frozen ? frozen + h * c.n : NULL, hysteresis, out + h * c.nr, &c.scratch);
+    return finish(&c, PyLong_FromLongLong(changed));
+}
+
+static PyObject *py_estimate(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 19)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const double *scale = take(&c.buffers, args[2], 'd', c.nr, false);
+    const estimate_options_t *options = take(&c.buffers, args[3], 'd', sizeof(estimate_options_t) / 8, false);
+    reading_t in = {.usage = REAL(4, c.nr), .demand_low = REAL(5, c.nr), .limit = REAL(6, c.nr),
+                    .wait_ns = REAL(7, c.n), .quality = take(&c.buffers, args[8], 'B', c.hosts * c.nr, false)};
+    estimate_t e = {.usage = REAL_OUT(9, c.nr), .demand = REAL_OUT(10, c.nr), .backlog = REAL_OUT(11, c.nr),
+                    .delay_ticks = REAL_OUT(12, c.n), .work = REAL_OUT(13, c.n), .level = REAL_OUT(14, c.n),
+                    .usual = REAL_OUT(15, c.n), .sure = FLAG_OUT(16, c.n), .known = FLAG_OUT(17, c.n),
+                    .still = WHOLE_OUT(18, c.nr)};
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
+        estimate(&c.tables, scale, options, &in, &e);
+        in.usage += c.nr, in.demand_low += c.nr, in.limit += c.nr, in.wait_ns += c.n, in.quality += c.nr;
+        e.usage += c.nr, e.demand += c.nr, e.backlog += c.nr, e.delay_ticks += c.n, e.work += c.n, e.level += c.n;
+        e.usual += c.n, e.sure += c.n, e.known += c.n, e.still += c.nr;
+    }
+    return finish(&c, none());
+}
+
+static PyObject *py_follow(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 13)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const follow_knobs_t *knobs = take(&c.buffers, args[2], 'd', sizeof(follow_knobs_t) / 8, false);
+    const double *demand = REAL(3, c.nr), *backlog = REAL(4, c.nr);
+    follow_t f = {.level = REAL_OUT(5, c.nr), .error = REAL_OUT(6, c.nr), .before = REAL_OUT(7, c.nr),
+                  .ways = REAL_OUT(8, c.n), .fresh = FLAG_OUT(9, c.n)};
+    double *mean = REAL_OUT(10, c.nr), *upper = REAL_OUT(11, c.nr), *clearing = REAL_OUT(12, c.nr);
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
+        Py_ssize_t at = h * c.nr;
+        follow(&c.tables, knobs, demand + at, backlog + at, &f, mean + at, upper + at, clearing + at);
+        f.level += c.nr, f.error += c.nr, f.before += c.nr, f.ways += c.n, f.fresh += c.n;
+    }
+    return finish(&c, none());
+}
+
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
+static PyMethodDef methods[] = {METHOD(water_fill), METHOD(triage),  METHOD(admit),
+                                METHOD(estimate),   METHOD(follow), {NULL, NULL, 0, NULL}};
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

@@ -1,0 +1,61 @@
+"""The compiled kernel: the judgement's inner loops in C, where a compiler was at hand when foreshare was installed.
+
+A tick of 64 VMs is some hundred numpy calls on arrays of 256 numbers, each of which costs more than its arithmetic. The
+C functions (compiled/, one for each numpy form) go over the same arrays once. The numpy forms stay: they are the
+reference that the tests compare with, and what runs where nothing was compiled or ``FORESHARE_KERNEL=numpy`` is set.
+Sums are in another order and powers from another library, so that amounts agree to rounding, not to the bit.
+"""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+import numpy as np
+
+from .host import R, Host, IntArray
+
+VARIABLE = "FORESHARE_KERNEL"
+
+
+def _load() -> ModuleType | None:
+    if os.environ.get(VARIABLE, "") == "numpy":
+        return None
+    try:
+        from . import _kernel
+    except ImportError:
+        return None
+    return _kernel
+
+
+compiled = _load()
+"""The module of C functions, or None. Looked up at every call, so that tests can take it away."""
+
+
+def kind() -> str:
+    """Return what the inner loops are here: "compiled" or "numpy"."""
+    return "compiled" if compiled is not None else "numpy"
+
+
+def hosts_in(host: Host) -> int:
+    """Return how many hosts one call goes over."""
+    return int(np.prod(host.batch, dtype=np.int64)) if host.batch else 1
+
+
+def tables(host: Host) -> IntArray:
+    """Return the bounds of a host as one array, in the order that compiled/module.c reads them."""
+    n, v, t = len(host), host.vms, host.topology
+    pools: list[IntArray] = []
+    pool_of = np.zeros((n, R), np.int64)
+    for g in host.groups:
+        rows = np.arange(n)[g.rows]
+        for j, resource in enumerate(range(R)[g.cols]):
+            pool_of[rows, resource] = len(pools)
+            pools.append(np.array([resource, g.capacity[j], len(rows), *rows.tolist()], np.int64))
+    importance = np.empty(n, np.int64)
+    importance[np.lexsort((-v.rank, v.priority))] = np.arange(n)
+    head = np.array([n, len(pools), t.ways, t.min_ways, t.max_classes], np.int64)
+    bounds = (host.floor, host.reservation, host.cap, host.granule, pool_of)
+    return np.concatenate([
+        head, *(b.astype(np.int64).ravel() for b in bounds), v.rank, np.argsort(v.rank), importance, *pools
+    ])  # fmt: skip
