@@ -135,8 +135,10 @@ class Encoder:
         self._reservation = np.broadcast_to(host.reservation, host.shape)
         self._per_capacity = 1.0 / np.maximum(capacity, 1.0)
         priority = host.vms.priority
-        self._order = np.lexsort((host.vms.rank, -priority))
-        self._back = np.argsort(self._order)
+        place = np.empty(len(host), np.int64)
+        place[np.lexsort((host.vms.rank, -priority))] = np.arange(len(host))
+        self._ahead = (place[None, :] < place[:, None]).astype(np.float64)
+        """(N, N) whether the VM of the column is served before that of the row."""
         self._priority = (priority[:, None] > priority[None, :]).mean(axis=1) if len(host) else np.zeros(0)
         self._isolated = host.vms.isolation != Isolation.SHARED
         self._count = np.log1p(np.count_nonzero(host.active))
@@ -146,8 +148,7 @@ class Encoder:
         host = self._mind.host
         if not len(host) or not host.movable.any():
             return 1.0
-        ordered = ask.take(self._order, axis=-2)
-        ahead = (ordered.cumsum(axis=-2) - ordered).take(self._back, axis=-2)
+        ahead = np.matmul(self._ahead, ask)
         ahead *= self._per_capacity
         return np.asarray(1.0 - largest(ahead[..., host.movable]))
 

@@ -8,6 +8,7 @@ Sums are in another order and powers from another library, so that amounts agree
 
 from __future__ import annotations
 
+import importlib
 import os
 from types import ModuleType
 
@@ -18,17 +19,17 @@ from .host import R, Host, IntArray
 VARIABLE = "FORESHARE_KERNEL"
 
 
-def _load() -> ModuleType | None:
+def load(name: str) -> ModuleType | None:
+    """Return the compiled module of that full name, or None where it was not built or is not wanted."""
     if os.environ.get(VARIABLE, "") == "numpy":
         return None
     try:
-        from . import _kernel
-    except ImportError:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
         return None
-    return _kernel
 
 
-compiled = _load()
+compiled = load("foreshare.policies._kernel")
 """The module of C functions, or None. Looked up at every call, so that tests can take it away."""
 
 

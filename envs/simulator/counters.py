@@ -98,6 +98,13 @@ class Counters:
         self._censored |= used >= AT_LIMIT * limit
         self.ticks += 1
 
+    def sums(self) -> tuple[npt.NDArray[np.generic], ...]:
+        """Return what :meth:`update` adds to, for who does it in its place: (H, N, R) but the fourth, (H, N).
+
+        Unit-ticks used, unit-ticks known to be demanded, the limit, time waited, whether a limit was reached.
+        """
+        return self._used, self._low, self._limit, self._wait_ns, self._censored
+
     def collect(self) -> bool:
         """Bring the public arrays up to date with everything since the last call.
 

@@ -19,9 +19,11 @@ No VM is ever without CPU, memory or IO bandwidth: TRICKLE_UNITS is the least, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import BoolArray, FloatArray, IntArray, R, Resource
 
@@ -38,7 +40,11 @@ from .traces import Trace
 from .workloads import Workloads
 from .zones import ZoneSums
 
+compiled_step = kernel.load("foreshare.envs.simulator._serve")
+"""The step in C (compiled/serve.c), or None: then its numpy form runs, which is the reference."""
 TRICKLE_UNITS = 0.05
+NO_NEED = 1e-12
+"""Unit-ticks for a request below which no resource limits a VM."""
 TRICKLE_RATE = 1e-9
 """Requests per tick below which a rate counts as this: keeps the latency of a VM that is gone finite."""
 _OCCUPANCY_SHARE = 0.25  # how fast shared ways follow the access rates, per tick
@@ -82,7 +88,7 @@ class Simulator:
         )
         self.lateness = LatenessMeter(np.broadcast_to(m.target_ticks, size))
         self.latency = LatencyMeter(size)
-        self.utilisation = UsageMeter(m.capacity)
+        self.utilisation = UsageMeter(m.capacity, hosts)
         self._owed: FloatArray = np.zeros(size)  # work of random arrivals that is still to be taken back
         self._request_streams: HostStreams | None = None
         if m.request_spread.any():
@@ -92,7 +98,7 @@ class Simulator:
         self.weight = weights_of(m.vms.priority)
 
         d, w = h.delay_ticks, h.warm_ticks
-        self._delay: IntArray = np.maximum(np.array([d.cpu, d.cache, d.memory, d.io]), 1)
+        self._delays = [max(int(ticks), 1) for ticks in (d.cpu, d.cache, d.memory, d.io)]
         self._cold_share: FloatArray = np.array([h.cold_cpu, 1.0, 1.0, 1.0])
         warm = np.array([w.cpu, w.cache, w.memory, w.io], np.float64)
         self._cold_share[warm == 0] = 0.0
@@ -104,8 +110,9 @@ class Simulator:
         """(H, N, R) units last asked for. As found, nobody is limited and all share the cache."""
         self.gained: FloatArray = np.zeros((*size, R))
         """(H, N, R) units of the last command that its VM did not hold before."""
-        self._in_flight = np.broadcast_to(self.commanded, (int(self._delay.max()), *size, R)).copy()
+        self._in_flight = np.broadcast_to(self.commanded, (max(self._delays), *size, R)).copy()
         self._gain_in_flight = np.zeros_like(self._in_flight)
+        self._some_gained = [False] * max(self._delays)
         self.holding: FloatArray = self.commanded.copy()
         """(H, N, R) units in force."""
         self.cold: FloatArray = np.zeros((*size, R))
@@ -138,6 +145,14 @@ class Simulator:
         self._thread_ticks = 1.0 / scenario.host.units_per_cpu
         self._access: FloatArray = np.ones(size)
         self._need_best = m.need_at(miss_ratio(m.need_ways, *m.miss))
+        # What compiled/serve.c reads, in its order.
+        self._constants = (
+            m.home, m.base, self._need_best, m.stall, m.miss, m.need_ways, m.fill_ways, m.inflate, m.isolated,
+            m.request_spread, self.threads, m.vms.zone,
+        )  # fmt: skip
+        self._settings = np.array(
+            [h.ways, h.shared_ways, h.smt_yield, h.units_per_cpu, self.tick_ns, self._smt, self._liars], np.float64
+        )
         for i, v in enumerate(scenario.vm):
             if v.arrive_ms:
                 self._vanish(slice(None), i)
@@ -200,8 +215,34 @@ class Simulator:
             u, z = self._request_streams.draw()
             dice = u[:, 0]
             np.copyto(self.arrivals, random_work(expected, m.request_spread, z[:, 0], self._owed))
-        a = self.arrivals
         self.backlog *= self.alive
+        if kernel.compiled is not None and compiled_step is not None:
+            self._serve_compiled(compiled_step, expected, dice)
+        else:
+            self._serve(expected, dice)
+        self.t += 1
+
+    def _serve_compiled(self, compiled: ModuleType, expected: FloatArray, dice: FloatArray | None) -> None:
+        """As :meth:`_serve`, in one call."""
+        late, latency, usage, counters = self.lateness, self.latency, self.utilisation, self.counters
+        compiled.serve(
+            self._constants, self._settings, self.scenario.host.zones, self.hosts,
+            (
+                expected, self.arrivals, None if dice is None else np.ascontiguousarray(dice),
+                self.workloads.mix, self.holding, self.cold, self.backlog, self.served, self.served_total,
+                self.ways, self.need, self.used, self.demand, self._access, self._relief,
+                latency.latest, latency.sum, latency.weight,
+                late.late, late.late_total, late.arrived_total, late.before, late.due(),
+                usage.used_total, *counters.sums(),
+            ),
+        )  # fmt: skip
+        late.turn()
+        usage.ticks += 1
+        counters.ticks += 1
+
+    def _serve(self, expected: FloatArray, dice: FloatArray | None) -> None:
+        """Serve what waits and what has arrived; bring every figure of this tick up to date."""
+        m, a = self.model, self.arrivals
         effective = self.holding - self.cold
         own = self.holding[..., Resource.CACHE]
         self.ways, together = effective_ways(
@@ -215,10 +256,13 @@ class Simulator:
         usable = np.maximum(effective, TRICKLE_UNITS)
         cpu = np.minimum(usable[..., Resource.CPU], self.threads)
         usable[..., Resource.CPU] = cpu
-        rates = np.divide(usable, need, out=np.full_like(need, np.inf), where=need > 1e-12)
+        usable /= np.maximum(need, NO_NEED)  # requests per tick; of what is hardly needed there is always enough
+        by_cpu, by_memory, by_io = (usable[..., r] for r in RATES)
+        rate = np.minimum(by_cpu, by_memory)
+        waits_for_io = by_io < rate
+        waits_for_cpu = by_cpu <= np.minimum(by_memory, by_io)
+        np.minimum(rate, by_io, out=rate)
         waiting_work = self.backlog + a
-        bottleneck = rates[..., RATES].argmin(axis=-1)
-        rate = rates[..., RATES].min(axis=-1)
         if dice is None:
             served = np.minimum(waiting_work, rate)
         else:
@@ -236,8 +280,7 @@ class Simulator:
         self.served_total += served
         access = served * (m.base[:, Resource.MEMORY] * self.workloads.mix[..., Resource.MEMORY])
         self._access += _OCCUPANCY_SHARE * (access - self._access)
-        self._account(together, bottleneck)
-        self.t += 1
+        self._account(together, waits_for_cpu, waits_for_io)
 
     @property
     def usual_arrivals(self) -> FloatArray:
@@ -254,16 +297,18 @@ class Simulator:
         slot = self.t % length
         self._in_flight[slot] = self.commanded
         self._gain_in_flight[slot] = self.gained
+        self._some_gained[slot] = bool(self.gained.any())
         self.gained[:] = 0.0
-        np.maximum(self.cold - self._cooling, 0.0, out=self.cold)
-        for r in Resource:
-            due = (self.t - int(self._delay[r]) + 1) % length
+        np.subtract(self.cold, self._cooling, out=self.cold)
+        np.maximum(self.cold, 0.0, out=self.cold)
+        for r, delay in enumerate(self._delays):
+            due = (self.t - delay + 1) % length
             self.holding[..., r] = self._in_flight[due, ..., r]
+            if not self._cold_share[r] or not self._some_gained[due]:
+                continue
             gain = self._gain_in_flight[due, ..., r]
-            if self._cold_share[r] and gain.any():
-                new = gain * self._cold_share[r]
-                self.cold[..., r] += new
-                self._cooling[..., r] = np.where(gain > 0, self.cold[..., r] / self._warm[r], self._cooling[..., r])
+            self.cold[..., r] += gain * self._cold_share[r]
+            self._cooling[..., r] = np.where(gain > 0, self.cold[..., r] / self._warm[r], self._cooling[..., r])
         np.minimum(self.cold, self.holding, out=self.cold)
 
     def _cpus_left(self) -> FloatArray:
@@ -297,10 +342,12 @@ class Simulator:
             factor = np.where(m.isolated > 0, factor, part)
         if over.any():
             part = np.where(over, capacity / np.maximum(total, 1e-300), 1.0)
-            factor = np.minimum(factor, np.where(wanted > 0.0, part, 1.0).min(axis=-1))
+            np.copyto(wanted, np.where(wanted > 0.0, part, 1.0))
+            for r in RATES:
+                np.minimum(factor, wanted[..., r], out=factor)
         return factor
 
-    def _account(self, together: BoolArray, bottleneck: IntArray) -> None:
+    def _account(self, together: BoolArray, waits_for_cpu: BoolArray, waits_for_io: BoolArray) -> None:
         """Bring usage, true demand, lateness and counters up to date after the service of this tick."""
         m = self.model
         np.multiply(self.served[..., None], self.need, out=self.used)
@@ -324,8 +371,8 @@ class Simulator:
         cpu, io = stuck[..., Resource.CPU], stuck[..., Resource.IO]
         idle_threads = np.maximum(self.threads - self.used[..., Resource.CPU], 0.0)
         cpu_per_unit = 1.0 / self.scenario.host.units_per_cpu
-        threads_waiting = np.minimum(cpu, idle_threads) * (bottleneck == RATES.index(Resource.CPU)) * cpu_per_unit
-        held_back = np.minimum(io, limit[..., Resource.IO]) * (bottleneck == RATES.index(Resource.IO))
+        threads_waiting = np.minimum(cpu, idle_threads) * waits_for_cpu * cpu_per_unit
+        held_back = np.minimum(io, limit[..., Resource.IO]) * waits_for_io
         used = self.used
         if self._liars:
             used, threads_waiting, held_back = inflated(

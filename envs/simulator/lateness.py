@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from foreshare.policies.axes import total
 from foreshare.policies.host import FloatArray, IntArray
 
 
@@ -25,9 +26,9 @@ def violation_pct(late: FloatArray, arrived: FloatArray, weight: FloatArray) -> 
     """Return V in percent for each host: (..., N) late and arrived requests, weights broadcast; 0 where none came."""
     asked = arrived > 0
     share = np.divide(late, arrived, out=np.zeros_like(arrived), where=asked)
-    total = (weight * asked).sum(axis=-1)
+    weights = (weight * asked).sum(axis=-1)
     sums = 100.0 * (weight * share).sum(axis=-1)
-    return np.asarray(np.divide(sums, total, out=np.zeros_like(total), where=total > 0))
+    return np.asarray(np.divide(sums, weights, out=np.zeros_like(weights), where=weights > 0))
 
 
 class LatenessMeter:
@@ -39,7 +40,11 @@ class LatenessMeter:
         # Two slots more than the longest target: those of times before the start are still zero when they are read.
         self._length = int(self._target.max(initial=1)) + 2
         self._ring: FloatArray = np.zeros((self._length, self._target.size))
-        self._column = np.arange(self._target.size).reshape(self._target.shape)
+        # Where in the ring A(t-S+1) is in tick t = 0; it is A(t-S) a tick later.
+        self._at = (1 - self._target) % self._length * self._target.size
+        self._at += np.arange(self._target.size).reshape(self._target.shape)
+        self.before: FloatArray = np.zeros(self._target.shape)
+        """(H, N) A(t-S): what was due a tick ago."""
         self._t = 0
         self.late: FloatArray = np.zeros(self._target.shape)
         """(H, N) requests found late in the newest tick."""
@@ -48,37 +53,49 @@ class LatenessMeter:
 
     def update(self, arrivals: FloatArray, backlog: FloatArray) -> FloatArray:
         """Take the (H, N) arrivals of this tick and the backlog at its end; return the newly late requests."""
-        t, n = self._t, self._length
+        after, before = self.due(), self.before
         self.arrived_total += arrivals
-        self._ring[(t + 1) % n] = self.arrived_total.ravel()
-        served = self.arrived_total - backlog  # D(t)
-        first = t - self._target
-        before = self._ring[first % n, self._column]  # A(t-S)
-        after = self._ring[(first + 1) % n, self._column]  # A(t-S+1)
-        np.clip(after - np.maximum(served, before), 0.0, after - before, out=self.late)
-        self.late_total += self.late
+        late = np.subtract(self.arrived_total, backlog, out=self.late)  # D(t)
+        np.maximum(late, before, out=late)
+        np.subtract(after, late, out=late)
+        np.maximum(late, 0.0, out=late)
+        np.minimum(late, after - before, out=late)
+        self.late_total += late
+        np.copyto(before, after)
+        self.turn()
+        return late
+
+    def due(self) -> FloatArray:
+        """Return A(t-S+1), (H, N): all requests that are to be served by the end of this tick."""
+        return np.asarray(self._ring.take(self._at))
+
+    def turn(self) -> None:
+        """Remember the arrivals so far, and go on to the next tick."""
+        ring, row = self._ring, self._target.size
         self._t += 1
-        return self.late
+        ring[self._t % self._length] = self.arrived_total.ravel()
+        self._at += row
+        np.subtract(self._at, ring.size, out=self._at, where=self._at >= ring.size)
 
 
 class UsageMeter:
     """Mean utilisation: used / capacity, averaged over the resources that can move."""
 
-    def __init__(self, capacity: FloatArray) -> None:
+    def __init__(self, capacity: FloatArray, hosts: int) -> None:
         """``capacity``: (R,) units, 0 for what cannot move."""
         self._movable = np.flatnonzero(capacity > 0)
         self._scale = 100.0 / (capacity[self._movable] * max(len(self._movable), 1))
-        self._total: FloatArray | None = None
-        self._ticks = 0
+        self.used_total: FloatArray = np.zeros((hosts, len(capacity)))
+        """(H, R) unit-ticks used so far."""
+        self.ticks = 0
 
     def update(self, used: FloatArray) -> None:
         """Take (H, N, R) units in use during this tick."""
-        now = used.sum(axis=1)
-        self._total = now if self._total is None else self._total + now
-        self._ticks += 1
+        self.used_total += total(used)
+        self.ticks += 1
 
     def pct(self) -> FloatArray:
         """Return the (H,) mean utilisation so far in percent; an empty array before the first tick."""
-        if self._total is None:
+        if not self.ticks:
             return np.zeros(0)
-        return np.asarray((self._total[:, self._movable] * self._scale).sum(axis=1) / self._ticks)
+        return np.asarray((self.used_total[:, self._movable] * self._scale).sum(axis=1) / self.ticks)

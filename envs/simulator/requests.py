@@ -80,15 +80,16 @@ class LatencyMeter:
     def __init__(self, shape: tuple[int, int]) -> None:
         self.latest: FloatArray = np.zeros(shape)
         """(H, N) mean latency of the requests of the newest tick, ticks."""
-        self._sum: FloatArray = np.zeros(shape)
-        self._weight: FloatArray = np.zeros(shape)
+        self.sum: FloatArray = np.zeros(shape)
+        self.weight: FloatArray = np.zeros(shape)
+        """(H, N) latencies so far, each times the arrivals that were expected, and these."""
 
     def update(self, latency: FloatArray, expected: FloatArray) -> None:
         """Take the (H, N) mean latency of a tick and the arrivals that were expected in it."""
         self.latest = latency
-        self._sum += latency * expected
-        self._weight += expected
+        self.sum += latency * expected
+        self.weight += expected
 
     def mean_ticks(self) -> FloatArray:
         """Return the (H, N) mean latency so far, ticks; NaN where no request was to come."""
-        return np.divide(self._sum, self._weight, out=np.full_like(self._sum, np.nan), where=self._weight > 0)
+        return np.divide(self.sum, self.weight, out=np.full_like(self.sum, np.nan), where=self.weight > 0)

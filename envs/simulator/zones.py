@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from foreshare.policies.axes import total
 from foreshare.policies.errors import CapacityError
 from foreshare.policies.host import FloatArray, IntArray, R, Resource
 
@@ -63,7 +64,7 @@ class ZoneSums:
     def totals(self, amounts: FloatArray) -> FloatArray:
         """Return (H, 1, R) or (H, N, R) sums of (H, N, R) amounts; those of IO are the whole host's."""
         if self._member is None:
-            return np.asarray(amounts.sum(axis=1, keepdims=True))
+            return total(amounts)[:, None, :]
         out = np.empty(amounts.shape)
         for r in range(R):
             column = amounts[..., r]

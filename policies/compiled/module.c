@@ -1,47 +1,12 @@
 /* The judgement's inner loops for Python: takes numpy arrays as buffers, checks their type, layout and size, and goes
  * over the hosts of a batch. policies/kernel.py says what each array is; a wrong one raises ValueError. */
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030B0000
-#include <Python.h>
+#include "buffers.h"
+
 #include <stdlib.h>
 
 #include "kernel.h"
 
-enum { MOST_ARRAYS = 32, HEAD = 5 };
-
-/* The buffers of one call; all are let go together. */
-typedef struct {
-    Py_buffer view[MOST_ARRAYS];
-    int count;
-    bool failed;
-} buffers_t;
-
-static void *take(buffers_t *b, PyObject *array, char kind, Py_ssize_t items, bool writable) {
-    if (b->failed) return NULL;
-    Py_buffer *view = &b->view[b->count];
-    int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
-    b->failed = true;
-    if (PyObject_GetBuffer(array, view, flags) < 0) return NULL;
-    b->count++;
-    char format = view->format[0];
-    if (format == 'q') format = 'l';
-    if (format != kind || view->format[1] || (items >= 0 && view->len != items * view->itemsize)) {
-        PyErr_Format(PyExc_ValueError, "array %d: type '%s' and %zd bytes, not %zd of '%c'", b->count - 1, view->format,
-                     view->len, items, kind);
-        return NULL;
-    }
-    b->failed = false;
-    return view->buf;
-}
-
-static PyObject *let_go(buffers_t *b, PyObject *answer) {
-    for (int i = 0; i < b->count; i++) PyBuffer_Release(&b->view[i]);
-    if (b->failed || PyErr_Occurred()) {
-        Py_XDECREF(answer);
-        return NULL;
-    }
-    return answer;
-}
+enum { HEAD = 5 };
 
 /* One call: its buffers, the host's bounds, how many hosts, and room to work in. */
 typedef struct {
