@@ -3,6 +3,9 @@ from numpy import uint8
 from numpy.typing import NDArray
 
 def water_fill(tables: IntArray, hosts: int, ask: FloatArray, out: IntArray, /) -> None: ...
+def priority_sort(
+    tables: IntArray, hosts: int, ask: FloatArray, order: IntArray, refused: BoolArray, out: IntArray, /,
+) -> None: ...
 def triage(
     tables: IntArray, hosts: int, ask: FloatArray, need: FloatArray, backlog: FloatArray,
     weight: FloatArray, knobs: FloatArray, admitted: BoolArray, out: IntArray, /,

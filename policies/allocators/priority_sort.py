@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.host import CACHE, BoolArray, Host, IntArray, Resource
 
 from .base import Request
@@ -26,10 +29,14 @@ class PrioritySort:
 
     def __init__(self) -> None:
         self.refused: BoolArray = np.zeros(0, bool)
+        self._host: Host | None = None
+        self._turn = -1
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
-        if host.batch:  # one by one: the last resort need not be fast for many
+        if kernel.compiled is not None:
+            return self._allocate_compiled(kernel.compiled, request, host, tick)
+        if host.batch:  # one by one: the reference need not be fast for many
             return self._allocate_each(request, host, tick)
         n = len(host)
         granule, reservation = host.granule, host.reservation
@@ -38,14 +45,25 @@ class PrioritySort:
         if n == 0:
             self.refused = np.zeros(0, bool)
             return ask
-        turn = (host.vms.rank - tick // ROTATE_TICKS) % n
-        order = np.lexsort((turn, -host.vms.priority))
+        order = _order(host, tick)
         extra, free = self._by_pool(ask - reservation, host)
         refused = _serve(extra[order], free)
         self.refused = np.zeros(n, bool)
         self.refused[order] = refused
         out = np.where(self.refused[:, None], reservation, ask)
         out[:, CACHE] = self._cache(ask[:, CACHE], host, order)
+        return out
+
+    def _allocate_compiled(self, compiled: ModuleType, request: Request, host: Host, tick: int) -> IntArray:
+        turn = tick // ROTATE_TICKS
+        if host is not self._host:
+            self._host, self._turn = host, -1
+            self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
+        if turn != self._turn:
+            self._turn, self._order = turn, _order(host, tick)
+        out, self.refused = np.empty(host.shape, np.int64), np.empty(host.shape[:-1], bool)
+        ask = np.ascontiguousarray(request.ask)
+        compiled.priority_sort(self._tables, self._hosts, ask, self._order, self.refused, out)
         return out
 
     def _allocate_each(self, request: Request, host: Host, tick: int) -> IntArray:
@@ -86,6 +104,12 @@ class PrioritySort:
             more = np.maximum(ask[rows] - reservation[rows], 0)
             out[rows] += np.clip(left - (np.cumsum(more) - more), 0, more)
         return out
+
+
+def _order(host: Host, tick: int) -> IntArray:
+    """Return the rows, first served first; equal priorities take turns."""
+    turn = (host.vms.rank - tick // ROTATE_TICKS) % max(len(host), 1)
+    return np.lexsort((turn, -host.vms.priority))
 
 
 def _serve(extra: IntArray, free: list[int]) -> BoolArray:

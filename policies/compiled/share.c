@@ -101,6 +101,41 @@ void water_fill(const tables_t *t, const double *ask, int64_t *out, scratch_t *s
     }
 }
 
+/* PrioritySort.allocate() of one host; ``order`` holds the rows, first served first. */
+void priority_sort(const tables_t *t, const double *ask, const int64_t *order, bool *refused, int64_t *out,
+                   scratch_t *s) {
+    for (int64_t q = 0; q < t->pools; q++) s->left[q] = (double)t->pool[q].capacity;
+    for (int64_t at = 0; at < t->n * R; at++) {
+        double granule = (double)t->granule[at];
+        int64_t units = (int64_t)(ceil(ask[at] / granule - ROUNDING) * granule);
+        s->low[at] = units < t->cap[at] ? units : t->cap[at]; /* what is asked, in units */
+        int64_t owed = t->reservation[at];
+        if (at % R == CACHE && s->low[at] < owed) owed = s->low[at];
+        s->left[t->pool_of[at]] -= (double)owed;
+    }
+    for (int64_t j = 0; j < t->n; j++) {
+        int64_t row = order[j], first = row * R;
+        bool fits = true;
+        for (int64_t at = first; at < first + R; at++) {
+            double extra = (double)(s->low[at] - t->reservation[at]);
+            if (at != first + CACHE) fits = fits && (extra <= 0.0 || extra <= s->left[t->pool_of[at]]);
+        }
+        refused[row] = !fits;
+        for (int64_t at = first; at < first + R; at++) {
+            int64_t extra = s->low[at] - t->reservation[at];
+            double *left = &s->left[t->pool_of[at]];
+            if (at == first + CACHE) { /* best effort: as far as they go */
+                int64_t given = extra < 0 ? 0 : extra, most = *left > 0.0 ? (int64_t)*left : 0;
+                out[at] = (extra < 0 ? s->low[at] : t->reservation[at]) + (given < most ? given : most);
+                *left -= (double)given;
+            } else {
+                out[at] = fits ? s->low[at] : t->reservation[at];
+                if (fits) *left -= (double)extra;
+            }
+        }
+    }
+}
+
 /* Triage._admit(): fill ``admitted``; ``first`` is what admission takes beyond the low end. */
 static void choose(const tables_t *t, const double *need, const double *backlog, const double *weight,
                    const triage_knobs_t *k, bool *admitted, scratch_t *s) {

@@ -19,7 +19,7 @@ from foreshare.envs.simulator.scenario import Scenario
 from foreshare.envs.simulator.scenario_draw import draw
 from foreshare.envs.simulator.suites import load_suite
 from foreshare.policies import kernel
-from foreshare.policies.allocators import Allocator, Request, Triage, WaterFilling
+from foreshare.policies.allocators import Allocator, PrioritySort, Request, Triage, WaterFilling
 from foreshare.policies.backlog_forecast import BacklogForecaster, BacklogKnobs
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.guard import Guard
@@ -54,12 +54,12 @@ def asked(rng: np.random.Generator, host: Host) -> Request:
     return Request(ask, need, backlog=backlog)
 
 
-@pytest.mark.parametrize("kind", [Triage, WaterFilling])
+@pytest.mark.parametrize("kind", [Triage, WaterFilling, PrioritySort])
 @given(host=hosts(), seed=st.integers(0, 2**32 - 1))
 def test_allocators_agree_tick_by_tick(kind: type[Allocator], host: Host, seed: int) -> None:
     rng, batch = np.random.default_rng(seed), in_batch(host, 3)
     fast, reference = kind(), kind()
-    for tick in range(4):
+    for tick in range(8, 12):
         request = asked(rng, batch)
         use(True)
         got = fast.allocate(request, batch, tick)
@@ -67,6 +67,8 @@ def test_allocators_agree_tick_by_tick(kind: type[Allocator], host: Host, seed: 
         np.testing.assert_array_equal(got, reference.allocate(request, batch, tick))
         if isinstance(fast, Triage) and isinstance(reference, Triage):
             np.testing.assert_array_equal(fast.admitted, reference.admitted)
+        if isinstance(fast, PrioritySort) and isinstance(reference, PrioritySort):
+            np.testing.assert_array_equal(fast.refused, reference.refused)
 
 
 @given(host=hosts(), seed=st.integers(0, 2**32 - 1), throttle=st.booleans())
