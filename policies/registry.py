@@ -18,6 +18,7 @@ from .allocators import (
     Parties,
     PartiesKnobs,
     PrioritySort,
+    SideBySide,
     SmartHarvest,
     SmartHarvestKnobs,
     Static,
@@ -99,11 +100,6 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
 DEFAULT = "forecast"
 
 
-def is_batched(name: str) -> bool:
-    """Return whether a policy of POLICIES can decide about many hosts at once."""
-    return POLICIES[name][1]().batched
-
-
 def make_mind(name: str, host: Host, options: DecideOptions | None = None, *, knobs: Any = None) -> Mind:
     """Return a mind that decides by the named policy, with its tuned knobs unless others are given.
 
@@ -116,4 +112,7 @@ def make_mind(name: str, host: Host, options: DecideOptions | None = None, *, kn
         if name not in KNOBS or type(knobs) is not KNOBS[name][0]:
             raise InputError(f"policy {name!r} has no knobs of type {type(knobs).__name__}")
         forecaster, allocator = KNOBS[name][1](knobs)
-    return Mind(host, forecaster(host), allocator(), options)
+    policy = allocator()
+    if host.batch and not policy.batched:
+        policy = SideBySide(allocator, host.batch[0])
+    return Mind(host, forecaster(host), policy, options)

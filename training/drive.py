@@ -1,9 +1,8 @@
 """Policies on simulated hosts, headless: the control loop's ticks without clocks, journal or observers, recorded.
 
 Time is virtual and no deadline is enforced, so that a busy machine changes nothing: the same scenario, policy and seed
-give the same figures. Policies that can decide about many hosts at once run all their seeds side by side
-(:class:`~foreshare.envs.world.SimulatedWorld`), the others one after another behind the simulated HAL; a test holds
-that it makes no difference.
+give the same figures. All seeds of a policy run side by side (:class:`~foreshare.envs.world.SimulatedWorld`); oracles,
+which look into their simulator, one after another behind the simulated HAL. A test holds that it makes no difference.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from foreshare.envs.world import HalWorld, SimulatedWorld
 from foreshare.policies.decide import UNHURRIED, Decision, Mind
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import FloatArray, Host, R
-from foreshare.policies.registry import POLICIES, is_batched, make_mind
+from foreshare.policies.registry import POLICIES, make_mind
 
 TICK_MS = 10.0
 ORACLE_PREFIX = "oracle-"
@@ -35,7 +34,7 @@ def can_run_together(policy: str) -> bool:
         return False
     if policy not in POLICIES:
         raise InputError(f"no policy named {policy!r}; there are {', '.join(POLICIES)}")
-    return is_batched(policy)
+    return True
 
 
 def open_world(

@@ -10,12 +10,14 @@ import pytest
 
 from foreshare.envs.hal import Host
 from foreshare.envs.hal.simulated import SimulatedHal
+from foreshare.envs.simulator.host import Simulator
 from foreshare.envs.simulator.scenario import PhaseChange, Scenario, load_scenario
 from foreshare.envs.simulator.scenario_draw import draw
 from foreshare.envs.world import HalWorld, SimulatedWorld
-from foreshare.policies.allocators import PrioritySort, Static, Triage, WaterFilling
+from foreshare.policies.allocators import Parties, PrioritySort, Static, Triage, WaterFilling
 from foreshare.policies.decide import UNHURRIED, Mind
 from foreshare.policies.errors import InputError
+from foreshare.policies.forecast import LastValue
 from foreshare.policies.presence import GONE_TICKS
 from foreshare.policies.registry import make_mind
 from foreshare.runtime.loop import ControlLoop, Tick
@@ -40,7 +42,7 @@ HARD = [
 
 
 @pytest.mark.parametrize("scenario", HARD, ids=lambda s: s.name)
-@pytest.mark.parametrize("policy", ["triage", "forecast", "priority", "static"])
+@pytest.mark.parametrize("policy", ["triage", "forecast", "priority", "heracles"])
 def test_the_batch_holds_what_a_host_behind_a_hal_holds(scenario: Scenario, policy: str) -> None:
     one = HalWorld(SimulatedHal(scenario, seed=3), mind_of(policy), 10_000_000)
     many = SimulatedWorld(scenario, mind_of(policy), hosts=2, seed=3)
@@ -136,9 +138,21 @@ def test_who_is_gone_gives_up_what_it_held_and_who_comes_is_taken_in() -> None:
     assert np.array(held[55:])[:, :, 1, (0, 2, 3)].all()
 
 
-def test_policies_say_whether_they_decide_about_many() -> None:
-    scenario = load_scenario("mixed")
+@pytest.mark.parametrize("policy", ["parties", "smartharvest", "bayesian"])
+def test_policies_for_one_host_stand_side_by_side(policy: str) -> None:
+    scenario = worn("alone-or-not")
+    one = HalWorld(SimulatedHal(scenario, seed=3), mind_of(policy), 10_000_000)
+    many = SimulatedWorld(scenario, mind_of(policy), hosts=2, seed=[5, 3])
+    for t in range(300):
+        one.sense()
+        many.sense()
+        assert (one.act().placement.units == many.act().placement.units[1]).all(), f"tick {t}"
+
+
+def test_a_mind_for_many_hosts_refuses_a_policy_for_one() -> None:
+    model = Simulator(load_scenario("mixed")).model
+    many = Host(model.topology, model.vms, batch=(2,))
     for kind in (Static, WaterFilling, Triage, PrioritySort):
         assert kind.batched
     with pytest.raises(InputError, match="one host at a time"):
-        SimulatedWorld(scenario, mind_of("parties"), hosts=2)
+        Mind(many, LastValue(many), Parties())
