@@ -77,6 +77,7 @@ class BacklogForecaster:
         np.copyto(into.backlog, e.backlog)
         np.copyto(into.delay_ticks, e.delay_ticks)
         np.copyto(into.usage, e.usage)
+        np.logical_not(e.sure, out=into.unsure)
         if kernel.compiled is not None:
             f = self._ewma
             kernel.compiled.follow(

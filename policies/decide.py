@@ -132,7 +132,7 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
     """Do the first half of a tick: take in a reading, return what the VMs ask. Policies see no more than this."""
     host, start = mind.host, mind.clock_ns()
     mind.forecaster.update(reading, mind.forecast)
-    make_request(mind.forecast, host, reading.present, mind.options.headroom, mind.request)
+    make_request(mind.forecast, host, reading, mind.options.headroom, mind.request)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
         mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
     mind.stage_ns[0] = mind.clock_ns() - start

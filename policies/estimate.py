@@ -74,7 +74,8 @@ class Estimator:
         size = host.shape
         self._work = np.zeros(size[:-1])
         self._level, self._usual = np.zeros(size[:-1]), np.zeros(size[:-1])
-        self._sure = np.ones(size[:-1], bool)
+        self.sure: BoolArray = np.ones(size[:-1], bool)
+        """(N,) whether all that waited in the latest tick could be seen."""
         self.usage: FloatArray = np.zeros(size)
         """(N, R) units used in the tick; the last known where missing."""
         self.demand: FloatArray = at_reservation(host)
@@ -114,7 +115,7 @@ class Estimator:
         fresh = Estimator(host, self.options)
         for name in ("usage", "demand", "backlog"):
             setattr(fresh, name, carry(getattr(self, name), rows, getattr(fresh, name)))
-        for name in ("_work", "_level", "_usual", "_sure", "delay_ticks", "known"):
+        for name in ("_work", "_level", "_usual", "sure", "delay_ticks", "known"):
             setattr(fresh, name, carry(getattr(self, name), rows, getattr(fresh, name), axis=-1))
         self.__dict__.update(fresh.__dict__)
 
@@ -155,7 +156,7 @@ class Estimator:
         work = np.where(unsure, ledger, seen_work)
         demand = np.maximum(served + work - before, 0.0)
         # After a ledger the difference holds its error: demand is then no further from its level than from the usage.
-        loose = unsure | ~self._sure
+        loose = unsure | ~self.sure
         if loose.any():
             low, high = np.minimum(served, self._level), np.maximum(served * o.probe, self._level)
             np.copyto(demand, np.clip(demand, low, high), where=loose)
@@ -170,7 +171,7 @@ class Estimator:
             new &= ~all_of(missing)
             self._level[new] = self._usual[new] = demand[new]
             self.known |= new
-        self._work, self._sure = work, ~unsure
+        self._work, self.sure = work, ~unsure
 
         np.divide(work, rate, out=self.delay_ticks)
         np.multiply(base, self.delay_ticks[..., None], out=self.backlog)
@@ -190,7 +191,7 @@ class Estimator:
             self._tables, self._hosts, self._scale, self._constants,
             reading.usage, reading.demand_low, reading.limit, reading.wait_ns, reading.quality,
             self.usage, self.demand, self.backlog, self.delay_ticks, self._work, self._level, self._usual,
-            self._sure, self.known, self._still,
+            self.sure, self.known, self._still,
         )  # fmt: skip
 
     def _not_to_believe(self, reading: Reading) -> tuple[BoolArray, BoolArray]:

@@ -39,6 +39,8 @@ class Forecast:
     """(N, R) unit-ticks of work queued now; 0 from forecasters that do not look at it."""
     delay_ticks: FloatArray = field(default_factory=lambda: np.zeros(0))
     """(N,) queueing delay now, ticks; 0 from forecasters that do not look at it."""
+    unsure: BoolArray = field(default_factory=lambda: np.zeros(0, bool))
+    """(N,) more may be wanted than can be seen: an upper end is none then. False from forecasters that do not tell."""
 
     def __post_init__(self) -> None:
         size = self.mean.shape
@@ -47,6 +49,8 @@ class Forecast:
                 setattr(self, name, np.zeros(size))
         if self.delay_ticks.shape != size[:-1]:
             self.delay_ticks = np.zeros(size[:-1])
+        if self.unsure.shape != size[:-1]:
+            self.unsure = np.zeros(size[:-1], bool)
 
     @classmethod
     def empty(cls, n: int, batch: tuple[int, ...] = ()) -> Forecast:

@@ -7,9 +7,13 @@ from typing import Protocol
 
 import numpy as np
 
+from foreshare.policies.axes import any_of
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.host import BoolArray, FloatArray, Host, IntArray, R
+from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.rounding import apportion
+
+_UNSURE = np.uint8(Quality.CENSORED | Quality.MISSING | Quality.STALE)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,11 +56,18 @@ class Request:
         return cls(np.zeros((*batch, n, R)), np.zeros((*batch, n, R)))
 
 
-def make_request(forecast: Forecast, host: Host, present: BoolArray, headroom: float, into: Request) -> None:
-    """Turn a forecast into a request within each VM's bounds. VMs that are not there ask for their floor."""
+def make_request(forecast: Forecast, host: Host, reading: Reading, headroom: float, into: Request) -> None:
+    """Turn a forecast into a request within each VM's bounds. VMs that are not there ask for their floor.
+
+    Where a VM stands at its limit, or nothing was read of it, a forecast is no ground to hold it below its reservation:
+    it asks for at least that.
+    """
+    present = reading.present
     np.multiply(forecast.upper, headroom, out=into.ask)
     into.ask += forecast.clearing
     np.clip(into.ask, host.floor, host.cap, out=into.ask)
+    unsure = any_of((reading.quality & _UNSURE) != 0) | forecast.unsure
+    np.maximum(into.ask, host.reservation, out=into.ask, where=unsure[..., None])
     np.clip(forecast.mean, host.floor, host.cap, out=into.need)
     into.usage[:] = forecast.usage
     into.backlog[:] = forecast.backlog
