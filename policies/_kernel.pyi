@@ -1,27 +1,76 @@
-from .host import BoolArray, FloatArray, IntArray
 from numpy import uint8
 from numpy.typing import NDArray
 
+from .host import BoolArray, FloatArray, IntArray
+
 def water_fill(tables: IntArray, hosts: int, ask: FloatArray, out: IntArray, /) -> None: ...
 def priority_sort(
-    tables: IntArray, hosts: int, ask: FloatArray, order: IntArray, refused: BoolArray, out: IntArray, /,
+    tables: IntArray,
+    hosts: int,
+    ask: FloatArray,
+    order: IntArray,
+    refused: BoolArray,
+    out: IntArray,
+    /,
 ) -> None: ...
 def triage(
-    tables: IntArray, hosts: int, ask: FloatArray, need: FloatArray, backlog: FloatArray,
-    weight: FloatArray, knobs: FloatArray, admitted: BoolArray, out: IntArray, /,
+    tables: IntArray,
+    hosts: int,
+    ask: FloatArray,
+    need: FloatArray,
+    backlog: FloatArray,
+    weight: FloatArray,
+    knobs: FloatArray,
+    admitted: BoolArray,
+    out: IntArray,
+    /,
 ) -> None: ...
 def admit(
-    tables: IntArray, hosts: int, wanted: IntArray, ask: FloatArray, previous: IntArray,
-    frozen: BoolArray | None, hysteresis: bool, out: IntArray, /,
+    tables: IntArray,
+    hosts: int,
+    wanted: IntArray,
+    ask: FloatArray,
+    previous: IntArray,
+    frozen: BoolArray | None,
+    hysteresis: bool,
+    out: IntArray,
+    /,
 ) -> int: ...
 def estimate(
-    tables: IntArray, hosts: int, scale: FloatArray, options: FloatArray,
-    usage: FloatArray, demand_low: FloatArray, limit: FloatArray, wait_ns: FloatArray, quality: NDArray[uint8],
-    own_usage: FloatArray, demand: FloatArray, backlog: FloatArray, delay_ticks: FloatArray, work: FloatArray,
-    level: FloatArray, usual: FloatArray, sure: BoolArray, known: BoolArray, still: IntArray, /,
+    tables: IntArray,
+    hosts: int,
+    scale: FloatArray,
+    options: FloatArray,
+    usage: FloatArray,
+    demand_low: FloatArray,
+    limit: FloatArray,
+    wait_ns: FloatArray,
+    quality: NDArray[uint8],
+    own_usage: FloatArray,
+    demand: FloatArray,
+    backlog: FloatArray,
+    delay_ticks: FloatArray,
+    work: FloatArray,
+    level: FloatArray,
+    usual: FloatArray,
+    sure: BoolArray,
+    known: BoolArray,
+    still: IntArray,
+    /,
 ) -> None: ...
 def follow(
-    tables: IntArray, hosts: int, knobs: FloatArray, demand: FloatArray, backlog: FloatArray,
-    level: FloatArray, error: FloatArray, before: FloatArray, ways: FloatArray, fresh: BoolArray,
-    mean: FloatArray, upper: FloatArray, clearing: FloatArray, /,
+    tables: IntArray,
+    hosts: int,
+    knobs: FloatArray,
+    demand: FloatArray,
+    backlog: FloatArray,
+    level: FloatArray,
+    error: FloatArray,
+    before: FloatArray,
+    ways: FloatArray,
+    fresh: BoolArray,
+    mean: FloatArray,
+    upper: FloatArray,
+    clearing: FloatArray,
+    /,
 ) -> None: ...

@@ -58,9 +58,9 @@ class Guard:
         wanted = self._numbers(proposal)
         if kernel.compiled is not None:
             out = np.empty(host.shape, np.int64)
-            wanted, ask, previous = (np.ascontiguousarray(x) for x in (wanted, ask, previous))
             self.changed = kernel.compiled.admit(
-                self._tables, self._hosts, wanted, ask, previous, frozen, self.options.hysteresis, out
+                self._tables, self._hosts, np.ascontiguousarray(wanted), np.ascontiguousarray(ask),
+                np.ascontiguousarray(previous), frozen, self.options.hysteresis, out,
             )  # fmt: skip
             return out
         entitled = entitled_units(ask, host)

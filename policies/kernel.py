@@ -14,7 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
-from .host import R, Host, IntArray
+from .host import Host, IntArray, R
 
 VARIABLE = "FORESHARE_KERNEL"
 

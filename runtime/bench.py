@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from foreshare.envs.hal import Clock, Hal, Host, Plan, Quality, Receipt, VmSpec
+from foreshare.policies import kernel
 from foreshare.policies.errors import HostError
 from foreshare.policies.host import RESOURCES, FloatArray, IntArray, Placement, Resource, Topology, VmTable
 from foreshare.policies.reading import Reading
@@ -268,5 +269,5 @@ def machine_facts() -> dict[str, Any]:
         raise HostError(f"cannot read /proc/cpuinfo: {error.strerror}") from error
     return {
         "cpu": model, "cpus": os.cpu_count(), "kernel": platform.release(), "python": platform.python_version(),
-        "numpy": np.__version__, "load_1min": os.getloadavg()[0],
+        "numpy": np.__version__, "inner_loops": kernel.kind(), "load_1min": os.getloadavg()[0],
     }  # fmt: skip

@@ -20,6 +20,7 @@ import numpy as np
 import foreshare.envs
 import foreshare.policies
 from foreshare.envs.simulator.suites import SIMULATOR_VERSION, content_hash, scenario_text
+from foreshare.policies import kernel
 from foreshare.policies.errors import InputError
 from foreshare.policies.registry import KNOBS, POLICIES, tuned_knobs
 
@@ -27,6 +28,7 @@ from .drive import ORACLE_PREFIX
 from .evaluate_run import Measured, Run
 
 _OWN = ("metrics.py", "drive.py", "evaluate_run.py")
+_CODE = (".py", ".c", ".h")
 
 
 def default_cache() -> Path:
@@ -38,13 +40,13 @@ def default_cache() -> Path:
 @functools.cache
 def code_version() -> str:
     """Return the hash of every line of code that a result depends on, 16 hexadecimal digits."""
-    digest = hashlib.sha256(f"numpy {np.__version__}".encode())
+    digest = hashlib.sha256(f"numpy {np.__version__}, inner loops {kernel.kind()}".encode())
     here = Path(__file__).parent
     files = [here / name for name in _OWN]
     files += sorted((here / "oracles").rglob("*.py"))
     for package in (foreshare.envs, foreshare.policies):
         root = Path(next(iter(package.__path__)))
-        files += sorted(p for p in root.rglob("*.py") if "linux" not in p.relative_to(root).parts)
+        files += sorted(p for p in root.rglob("*") if p.suffix in _CODE and "linux" not in p.relative_to(root).parts)
     for path in files:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

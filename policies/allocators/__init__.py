@@ -14,6 +14,6 @@ from .water_filling import WaterFilling
 
 __all__ = [
     "Allocator", "BacklogWaterFilling", "Bayesian", "BayesianKnobs", "Equal", "Heracles", "HeraclesKnobs", "Parties",
-    "PartiesKnobs", "PrioritySort", "Request", "SideBySide", "SmartHarvest", "SmartHarvestKnobs", "Static", "Triage", "TriageKnobs",
-    "WaterFilling",
+    "PartiesKnobs", "PrioritySort", "Request", "SideBySide", "SmartHarvest", "SmartHarvestKnobs", "Static", "Triage",
+    "TriageKnobs", "WaterFilling",
 ]  # fmt: skip

@@ -179,8 +179,8 @@ class Triage:
             now &= ~fits
             if not now.any():
                 break
-            wanted = asked * now[..., None]
-            now &= all_of(idle | (wanted.cumsum(axis=-2) <= left[..., None, :]))
+            ahead = (asked * now[..., None]).cumsum(axis=-2)
+            now &= all_of(idle | (ahead <= left[..., None, :]))
             fits |= now
             left = left - total(asked * now[..., None])
         self.admitted.reshape(-1)[order] = fits
