@@ -41,11 +41,7 @@ TUNED: dict[str, dict[str, float | int]] = {
     },
 }
 COMMANDS: dict[str, str] = {
-    "backlog": (
-        "foreshare tune-baseline backlog --suite train --steps 6000000 --seed 0"
-    ),
-    "triage": (
-        "foreshare tune-baseline triage --suite train --steps 6000000 --seed 0"
-    ),
+    "backlog": ("foreshare tune-baseline backlog --suite train --steps 6000000 --seed 0"),
+    "triage": ("foreshare tune-baseline triage --suite train --steps 6000000 --seed 0"),
 }
 """The command that made each."""

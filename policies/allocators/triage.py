@@ -8,8 +8,11 @@ units), the extras ``E`` (N, R), and
    is left above the low ends;
 2. orders VMs by ``weight_i / cost_i ** cost_power`` with ``cost_i = sum_r price_r L_ir / room_r``, the scarcity-priced
    share that serving the VM takes for a while (``L``: mean demand and ``backlog / horizon_ticks`` beyond the low end),
-   and ``weight = (1 + priority) ** priority_power`` (greedy by density: Dantzig, Operations Research 5(2), 1957, for
-   one resource; the priced sum of several: Toyoda, Management Science 21(12), 1975);
+   and ``weight_i = (1 + priority) ** priority_power * (1 + o_i) ** -thrift``, where ``o_i`` is what the VM held beyond
+   its reservation lately, in equal shares of what reservations leave. A host cannot tell a VM that needs much from one
+   that pretends to; who takes much for long has to stand back for those who seldom do. (Greedy by density: Dantzig,
+   Operations Research 5(2), 1957, for one resource; the priced sum of several: Toyoda, Management Science 21(12),
+   1975);
 3. admits in that order every VM of which all that it needs fits into what is left (mean demand, and ``margin_share``
    of what is asked beyond it): one that is too large does not block those behind it;
 4. water-fills what is left between the rest of the margins of who is admitted, then between the VMs that are not.
@@ -26,7 +29,7 @@ from types import ModuleType
 import numpy as np
 
 from foreshare.policies import kernel
-from foreshare.policies.axes import all_of, flat_rows, total
+from foreshare.policies.axes import all_of, flat_rows, largest, total
 from foreshare.policies.backlog_forecast import BacklogKnobs
 from foreshare.policies.forecast import carry
 from foreshare.policies.host import CACHE, BoolArray, FloatArray, Group, Host, IntArray, R, entitled_units
@@ -52,6 +55,10 @@ class TriageKnobs(BacklogKnobs):
     """A VM admitted in the tick before counts so much more: turns cost moves, and half-served serves nobody."""
     margin_share: float = knob(0.2, 0.0, 1.0)
     """Share of what is asked above the mean forecast that admission takes; the rest comes out of what is left."""
+    thrift: float = knob(0.5, 0.0, 2.0)
+    """How much it counts against a VM that it has held more than its reservation lately."""
+    thrift_ticks: float = knob(100.0, 10.0, 1000.0, log=True)
+    """Over so many ticks that is averaged."""
     horizon_ticks: float = knob(40.0, 1.0, 300.0, log=True)
     """A backlog counts into the cost of serving a VM as if spread over so many ticks."""
 
@@ -67,13 +74,22 @@ class Triage:
         self.admitted: BoolArray = np.zeros(0, bool)
         self._host: Host | None = None
         self._weight: FloatArray = np.zeros(0)
+        self._over: FloatArray = np.zeros(0)
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
         if host is not self._host:
             self._bind(host)
+        weight = self._weight * (1.0 + self._over) ** -self.knobs.thrift
         if kernel.compiled is not None:
-            return self._allocate_compiled(kernel.compiled, request)
+            out = self._allocate_compiled(kernel.compiled, request, weight)
+        else:
+            out = self._allocate(request, host, weight)
+        over = np.maximum(out - host.reservation, 0) * self._per_share
+        self._over += (largest(over) - self._over) / self.knobs.thrift_ticks
+        return out
+
+    def _allocate(self, request: Request, host: Host, weight: FloatArray) -> IntArray:
         ask, k = request.ask, self.knobs
         low = entitled_units(ask, host).astype(np.float64)
         extra = np.maximum(ask, low)
@@ -92,7 +108,7 @@ class Triage:
             first -= low
             np.maximum(first, 0.0, out=first)
             first[..., CACHE] = 0.0
-            self._admit(request, low, first, rooms, wanted, scarce, host)
+            self._admit(request, weight, low, first, rooms, wanted, scarce)
             first *= self.admitted[..., None]
         else:
             self.admitted[:] = True
@@ -106,11 +122,11 @@ class Triage:
             out[..., g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out
 
-    def _allocate_compiled(self, compiled: ModuleType, request: Request) -> IntArray:
+    def _allocate_compiled(self, compiled: ModuleType, request: Request, weight: FloatArray) -> IntArray:
         out = np.zeros(request.ask.shape, np.int64)
         ask, need, backlog = (np.ascontiguousarray(x) for x in (request.ask, request.need, request.backlog))
         compiled.triage(
-            self._tables, self._hosts, ask, need, backlog, self._weight, self._constants, self.admitted, out
+            self._tables, self._hosts, ask, need, backlog, weight, self._constants, self.admitted, out
         )  # fmt: skip
         return out
 
@@ -131,7 +147,13 @@ class Triage:
         fresh = np.zeros(host.shape[:-1], bool)
         rows = former_rows(self._host, host)
         self.admitted = carry(self.admitted, rows, fresh, axis=-1) if self._host is not None else fresh
-        self._host = host
+        self._over = carry(self._over, rows, np.zeros(fresh.shape), axis=-1) if self._host is not None else fresh * 0.0
+        self._host, self._groups = host, host.groups
+        self._per_share = np.zeros(host.reservation.shape)
+        for g in host.groups:
+            held = host.reservation[g.rows, g.cols]
+            self._per_share[g.rows, g.cols] = len(held) / np.maximum(g.capacity - held.sum(axis=0), 1.0)
+        self._per_share[:, CACHE] = 0.0  # best effort: owning ways keeps nobody from anything he is owed
         self._weight = (1.0 + np.maximum(host.vms.priority, 0)) ** self.knobs.priority_power
         self._gates = [_gates(g) for g in host.groups]
         k = self.knobs
@@ -142,11 +164,11 @@ class Triage:
         self._by_rank = np.argsort(host.vms.rank)
 
     def _admit(
-        self, request: Request, low: FloatArray, first: FloatArray, rooms: list[FloatArray],
-        wanted: list[FloatArray], scarce: list[BoolArray], host: Host,
+        self, request: Request, weight: FloatArray, low: FloatArray, first: FloatArray, rooms: list[FloatArray],
+        wanted: list[FloatArray], scarce: list[BoolArray],
     ) -> None:  # fmt: skip
         """Fill ``admitted`` for this tick; ``first`` (..., N, R) is what admission takes beyond ``low``."""
-        k, n = self.knobs, len(host)
+        k, n = self.knobs, low.shape[-2]
         cost = np.zeros(low.shape[:-1])
         lasting = request.backlog / k.horizon_ticks
         lasting += request.need
@@ -154,7 +176,7 @@ class Triage:
         np.maximum(lasting, 0.0, out=lasting)
         columns: list[FloatArray] = []
         free: list[FloatArray] = []
-        for g, room, want, short in zip(host.groups, rooms, wanted, scarce, strict=True):
+        for g, room, want, short in zip(self._groups, rooms, wanted, scarce, strict=True):
             least = np.maximum(room, 1e-9)
             price = want / least
             price -= 1.0
@@ -164,7 +186,7 @@ class Triage:
             columns.append(_of_all(first, g, n))
             free.append(np.where(short, room + _ROUNDING, np.inf))
         np.maximum(cost, 1e-9, out=cost)
-        score = self._weight / cost**k.cost_power
+        score = weight / cost**k.cost_power
         score[self.admitted] *= k.stick
         score = -score.take(self._by_rank, axis=-1)  # ties go by rank
         order = flat_rows(self._by_rank[score.argsort(axis=-1, kind="stable")])

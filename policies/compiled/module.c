@@ -135,12 +135,12 @@ static PyObject *py_triage(PyObject *self, PyObject *const *args, Py_ssize_t cou
     if (!counted(count, 9)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     const double *ask = REAL(2, c.nr), *need = REAL(3, c.nr), *backlog = REAL(4, c.nr);
-    const double *weight = take(&c.buffers, args[5], 'd', c.n, false);
+    const double *weight = REAL(5, c.n);
     const triage_knobs_t *knobs = take(&c.buffers, args[6], 'd', sizeof(triage_knobs_t) / 8, false);
     bool *admitted = FLAG_OUT(7, c.n);
     int64_t *out = WHOLE_OUT(8, c.nr);
     for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        triage(&c.tables, ask + h * c.nr, need + h * c.nr, backlog + h * c.nr, weight, knobs, admitted + h * c.n,
+        triage(&c.tables, ask + h * c.nr, need + h * c.nr, backlog + h * c.nr, weight + h * c.n, knobs, admitted + h * c.n,
                out + h * c.nr, &c.scratch);
     return finish(&c, none());
 }
