@@ -49,10 +49,10 @@ $(VENV)/.lean: pyproject.toml constraints.txt $(shell find envs policies runtime
 $(VENV)/.files: FORCE | $(VENV)/bin/python
 	@echo '$(SOURCES)' | cmp -s - $@ || echo '$(SOURCES)' > $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.files | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.files $(wildcard */compiled/* */*/compiled/*) | $(VENV)/bin/python
 	$(PIP) 'setuptools>=77'
 	$(PIP) --no-build-isolation --config-settings editable_mode=strict --editable '.[report,dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist out .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) build dist out $(wildcard */*.so */*/*.so) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
