@@ -4,6 +4,15 @@ from numpy.typing import NDArray
 from .host import BoolArray, FloatArray, IntArray
 
 def water_fill(tables: IntArray, hosts: int, ask: FloatArray, out: IntArray, /) -> None: ...
+def room_left(
+    tables: IntArray,
+    hosts: int,
+    ask: FloatArray,
+    order: IntArray,
+    per_capacity: FloatArray,
+    out: FloatArray,
+    /,
+) -> None: ...
 def priority_sort(
     tables: IntArray,
     hosts: int,

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
+from . import kernel
 from .allocators.base import former_rows
 from .axes import largest, total
 from .decide import Mind
@@ -135,10 +136,10 @@ class Encoder:
         self._reservation = np.broadcast_to(host.reservation, host.shape)
         self._per_capacity = 1.0 / np.maximum(capacity, 1.0)
         priority = host.vms.priority
-        place = np.empty(len(host), np.int64)
-        place[np.lexsort((host.vms.rank, -priority))] = np.arange(len(host))
-        self._ahead = (place[None, :] < place[:, None]).astype(np.float64)
-        """(N, N) whether the VM of the column is served before that of the row."""
+        self._order = np.lexsort((host.vms.rank, -priority))
+        self._back = np.argsort(self._order)
+        self._per_movable = self._per_capacity * host.movable
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
         self._priority = (priority[:, None] > priority[None, :]).mean(axis=1) if len(host) else np.zeros(0)
         self._isolated = host.vms.isolation != Isolation.SHARED
         self._count = np.log1p(np.count_nonzero(host.active))
@@ -148,7 +149,12 @@ class Encoder:
         host = self._mind.host
         if not len(host) or not host.movable.any():
             return 1.0
-        ahead = np.matmul(self._ahead, ask)
+        if kernel.compiled is not None:
+            room = np.empty(ask.shape[:-1])
+            kernel.compiled.room_left(self._tables, self._hosts, ask, self._order, self._per_movable, room)
+            return room
+        ordered = ask.take(self._order, axis=-2)
+        ahead = (ordered.cumsum(axis=-2) - ordered).take(self._back, axis=-2)
         ahead *= self._per_capacity
         return np.asarray(1.0 - largest(ahead[..., host.movable]))
 

@@ -45,6 +45,7 @@ void sort_rows(const double *key, int64_t *rows, int64_t count, int64_t *merge);
 void entitle(const tables_t *t, const double *ask, int64_t *low);
 void apportion(const tables_t *t, const pool_t *p, const double *x, int64_t capacity, int64_t *out, scratch_t *s);
 void water_fill(const tables_t *t, const double *ask, int64_t *out, scratch_t *s);
+void room_left(const tables_t *t, const double *ask, const int64_t *order, const double *per_capacity, double *out);
 void priority_sort(const tables_t *t, const double *ask, const int64_t *order, bool *refused, int64_t *out,
                    scratch_t *s);
 void triage(const tables_t *t, const double *ask, const double *need, const double *backlog, const double *weight,

@@ -115,16 +115,35 @@ static PyObject *py_water_fill(PyObject *self, PyObject *const *args, Py_ssize_t
     return finish(&c, none());
 }
 
+/* Take an array of rows, each within the host. */
+static const int64_t *take_rows(call_t *c, PyObject *array) {
+    const int64_t *rows = take(&c->buffers, array, 'l', c->n, false);
+    for (Py_ssize_t k = 0; rows && k < c->n; k++)
+        if ((rows[k] < 0 || rows[k] >= c->n) && !out_of_shape(c)) return NULL;
+    return rows;
+}
+
+static PyObject *py_room_left(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 6)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const double *ask = REAL(2, c.nr);
+    const int64_t *order = take_rows(&c, args[3]);
+    const double *per_capacity = take(&c.buffers, args[4], 'd', R, false);
+    double *out = REAL_OUT(5, c.n);
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+        room_left(&c.tables, ask + h * c.nr, order, per_capacity, out + h * c.n);
+    return finish(&c, none());
+}
+
 static PyObject *py_priority_sort(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
     if (!counted(count, 6)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     const double *ask = REAL(2, c.nr);
-    const int64_t *order = take(&c.buffers, args[3], 'l', c.n, false);
+    const int64_t *order = take_rows(&c, args[3]);
     bool *refused = FLAG_OUT(4, c.n);
     int64_t *out = WHOLE_OUT(5, c.nr);
-    for (int64_t k = 0; !c.buffers.failed && k < c.n; k++)
-        if (order[k] < 0 || order[k] >= c.n) out_of_shape(&c);
     for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
         priority_sort(&c.tables, ask + h * c.nr, order, refused + h * c.n, out + h * c.nr, &c.scratch);
     return finish(&c, none());
@@ -202,7 +221,7 @@ static PyObject *py_follow(PyObject *self, PyObject *const *args, Py_ssize_t cou
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
-                                METHOD(estimate),   METHOD(follow),        {NULL, NULL, 0, NULL}};
+                                METHOD(estimate),   METHOD(follow),        METHOD(room_left), {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

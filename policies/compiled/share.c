@@ -101,6 +101,19 @@ void water_fill(const tables_t *t, const double *ask, int64_t *out, scratch_t *s
     }
 }
 
+/* Encoder._fits(): what is left of the scarcest resource once all who come before each VM have what they ask. */
+void room_left(const tables_t *t, const double *ask, const int64_t *order, const double *per_capacity, double *out) {
+    double ahead[R] = {0.0};
+    for (int64_t j = 0; j < t->n; j++) {
+        double most = 0.0;
+        for (int r = 0; r < R; r++) {
+            most = larger(most, ahead[r] * per_capacity[r]);
+            ahead[r] += ask[order[j] * R + r];
+        }
+        out[order[j]] = 1.0 - most;
+    }
+}
+
 /* PrioritySort.allocate() of one host; ``order`` holds the rows, first served first. */
 void priority_sort(const tables_t *t, const double *ask, const int64_t *order, bool *refused, int64_t *out,
                    scratch_t *s) {

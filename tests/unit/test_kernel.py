@@ -21,10 +21,12 @@ from foreshare.envs.simulator.suites import load_suite
 from foreshare.policies import kernel
 from foreshare.policies.allocators import Allocator, PrioritySort, Request, Triage, WaterFilling
 from foreshare.policies.backlog_forecast import BacklogForecaster, BacklogKnobs
+from foreshare.policies.features import Encoder
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.guard import Guard
 from foreshare.policies.host import Host
 from foreshare.policies.reading import Quality, Reading
+from foreshare.policies.registry import make_mind
 
 if kernel.compiled is None:
     pytest.skip("nothing was compiled here: there is only one form", allow_module_level=True)
@@ -121,6 +123,20 @@ def test_estimate_and_forecast_agree_over_many_readings(host: Host, seed: int) -
         for name in ("mean", "upper", "clearing", "usage", "backlog", "delay_ticks"):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-9, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(fast.estimator.demand, reference.estimator.demand, rtol=1e-9, atol=1e-9)
+
+
+@given(host=hosts(), seed=st.integers(0, 2**32 - 1))
+def test_features_agree(host: Host, seed: int) -> None:
+    rng, batch = np.random.default_rng(seed), in_batch(host, 3)
+    mind = make_mind("triage", batch)
+    request = asked(rng, batch)
+    for name in ("ask", "need", "backlog"):
+        np.copyto(getattr(mind.request, name), getattr(request, name))
+    use(True)
+    got = Encoder(mind).encode()
+    use(False)
+    for fast, reference in zip(got, Encoder(mind).encode(), strict=True):
+        np.testing.assert_allclose(fast, reference, rtol=1e-6, atol=1e-6)
 
 
 STANDARD = load_suite("standard")
