@@ -5,9 +5,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -18,16 +20,27 @@ def process_pool(jobs: int) -> Iterator[ProcessPoolExecutor]:
     # forkserver: a fork of a process with threads (a progress bar's, BLAS's) may hang.
     context = multiprocessing.get_context("forkserver")
     with _single_threaded():
-        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_ignore_interrupt)
+        pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
         try:
             yield pool
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
-    """Leave Ctrl-C to the parent, which lets the runs in progress end and keeps what is done."""
+def _begin() -> None:
+    """Leave Ctrl-C to the parent, which lets the runs in progress end and keeps what is done; end when it is killed.
+
+    Nothing else would end them: workers keep the fork server alive, which keeps them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextmanager

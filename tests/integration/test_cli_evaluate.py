@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html.parser
 import json
+import os
 import runpy
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +155,39 @@ def test_evaluate_interrupted_keeps_what_is_done(tmp_path: Path) -> None:
     assert 0 < done < 2 * (2 * 3 * 3 + 6 + 2)
     for kept in cache.rglob("*.json"):
         assert json.loads(kept.read_text())
+
+
+def of_this_test(mark: str) -> list[str]:
+    """Return the processes with ``mark`` in their environment."""
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            environment = (process / "environ").read_bytes() if process.name.isdigit() else b""
+        except OSError:  # gone, or somebody else's
+            continue
+        if mark.encode() in environment:
+            found.append(process.name)
+    return found
+
+
+def test_evaluate_killed_leaves_no_process_behind(tmp_path: Path) -> None:
+    path, cache = tmp_path / "long.toml", tmp_path / "cache"
+    path.write_text(SUITE.replace("ticks = 40\nwarm", "ticks = 1200\nwarm", 1))
+    mark = f"FORESHARE_TEST_MARK={uuid.uuid4()}"
+    with subprocess.Popen(
+        [*COMMAND, "evaluate", "--suite", str(path), "--cache", str(cache), "--jobs", "2", "--json"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **dict([mark.split("=")])},
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 60
+        while not list(cache.rglob("*.json")):
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        assert len(of_this_test(mark)) >= 3
+        process.kill()
+        process.wait()
+    while of_this_test(mark):
+        assert time.monotonic() < deadline, of_this_test(mark)
+        time.sleep(0.05)
 
 
 def test_simulate_runs_a_drawn_scenario_and_writes_it(tmp_path: Path) -> None:
