@@ -9,6 +9,7 @@ import pytest
 from hosts import table, topology
 
 from foreshare.envs.simulator.scenario import load_scenario
+from foreshare.envs.simulator.suites import load_suite
 from foreshare.policies.allocators import (
     Allocator,
     BacklogWaterFilling,
@@ -34,7 +35,7 @@ from foreshare.policies.knobs import draw, knob, perturb, ranges
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import KNOBS, POLICIES, make_mind, tuned_knobs
 from foreshare.policies.tuned import COMMANDS, TUNED
-from foreshare.training.drive import violations
+from foreshare.training.drive import open_world, simulator_of, violations
 
 
 def host(n: int, priority: list[int] | None = None, reserve_cpu: int = 5) -> Host:
@@ -85,6 +86,21 @@ def test_triage_sticks_to_whom_it_admitted() -> None:
     first = triage.allocate(wanting([60.0, 60.5]), host_of_two := host(2), 0)[:, CPU]
     second = triage.allocate(wanting([60.5, 60.0]), host_of_two, 1)[:, CPU]
     assert first.argmax() == second.argmax()
+
+
+def test_triage_sees_who_has_held_much_for_long() -> None:
+    """Of two that want the same, one of which always does, the other is served when it comes."""
+    one, thrifty = host(2, reserve_cpu=10), Triage(TriageKnobs(thrift=1.0, thrift_ticks=20.0))
+    for tick in range(60):
+        thrifty.allocate(wanting([70.0, 10.0]), one, tick)
+    assert thrifty.admitted.tolist() == [True, True]
+    for tick in range(3):
+        units = thrifty.allocate(wanting([70.0, 70.0]), one, tick)[:, CPU]
+    assert units.tolist() == [10, 70]
+    careless = Triage(TriageKnobs(thrift=0.0))
+    for tick in range(60):
+        careless.allocate(wanting([70.0, 10.0]), one, tick)
+    assert careless.allocate(wanting([70.0, 70.0]), one, 0)[:, CPU].tolist() == [70, 10]
 
 
 def test_triage_keeps_reservations() -> None:
@@ -302,3 +318,22 @@ def test_triage_is_ahead_under_overload_on_mixed() -> None:
     v = {name: violations(scenario, name, [31, 32], 250).mean() for name in ("triage", "backlog", "parties", "static")}
     assert v["triage"] < 0.8 * v["backlog"]
     assert v["backlog"] < 0.8 * min(v["parties"], v["static"])
+
+
+@pytest.mark.parametrize("name", ["train-12x8", "train-24x24", "train-64x32"])
+def test_who_pretends_to_need_more_is_not_served_better_for_it(name: str) -> None:
+    """Under triage, against the same VM with the same true need that is honest."""
+    (scenario,) = (s for s in load_suite("train").scenarios if s.name == name)
+    liars = [i for i, vm in enumerate(scenario.vm) if vm.workload.kind == "inflator"]
+    honest = list(scenario.vm)
+    for i in liars:
+        honest[i] = replace(honest[i], workload=replace(honest[i].workload, inflate=1.0))
+    late = []
+    for vms in (scenario.vm, tuple(honest)):
+        world = open_world(replace(scenario, vm=vms, load=0.9), "triage", [0, 1, 2])
+        for _ in range(500):
+            world.sense()
+            world.act()
+        meter = simulator_of(world).lateness
+        late.append((meter.late_total[:, liars].sum(axis=0) / meter.arrived_total[:, liars].sum(axis=0)).mean())
+    assert liars and late[0] >= late[1] - 0.005

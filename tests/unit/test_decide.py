@@ -302,3 +302,29 @@ def test_no_reading_gets_nan_out_or_stays(make: Callable[[Host], Forecaster], da
     for _ in range(40):
         forecaster.update(reading_of(np.full((2, 4), 3.0)), out)
     assert np.isfinite(out.upper).all()
+
+
+@pytest.mark.parametrize("quality", [Quality.CENSORED, Quality.MISSING, Quality.STALE])
+def test_who_may_want_more_than_is_seen_asks_for_the_reservation(quality: Quality) -> None:
+    reserved = np.tile([20, 0, 10, 10], (2, 1))
+    host = Host(topology(cores=8), table(2, reservation=reserved))
+    mind = Mind(host, LastValue(host), WaterFilling())
+    reading = reading_of(np.array([[2.0, 0.0, 1.0, 1.0]] * 2))
+    reading.quality[0, 2] = quality  # at one limit nothing is known of the rest of what the requests need
+    units = decide_tick(mind, reading).placement.units
+    assert (mind.request.ask[0] >= reserved[0]).all() and (units[0] >= reserved[0]).all()
+    assert mind.request.ask[1, 0] < reserved[1, 0]
+
+
+def test_a_queue_that_cannot_be_seen_brings_the_reservation_back() -> None:
+    reserved = np.tile([20, 0, 10, 10], (2, 1))
+    host = Host(topology(cores=8), table(2, reservation=reserved))
+    mind = make_mind("triage", host)
+    still = np.array([[2.0, 0.0, 1.0, 1.0]] * 2)
+    for _ in range(20):
+        decide_tick(mind, reading_of(still))
+    assert (mind.request.ask[:, 0] < 20).all()
+    still[0, 0] = 0.0  # a counter that stands still says nothing
+    decide_tick(mind, reading_of(still))
+    assert (mind.request.ask[0] >= reserved[0]).all()
+    assert mind.request.ask[1, 0] < 20
