@@ -97,7 +97,7 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
     "smartharvest": _parts("smartharvest", "learns each VM's next peak online, with safeguards (SmartHarvest-like)"),
     "bayesian": _parts("bayesian", "Bayesian optimisation over whole partitions (CLITE-like)"),
 }
-DEFAULT = "forecast"
+DEFAULT = "triage"
 
 
 def make_mind(name: str, host: Host, options: DecideOptions | None = None, *, knobs: Any = None) -> Mind:

@@ -18,6 +18,7 @@ from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
 from foreshare.envs.hal.spec import MAX_VMS, Amounts, VmSpec
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import Isolation
+from foreshare.policies.registry import DEFAULT
 
 from .values import (
     MAX_CPUS,
@@ -193,8 +194,8 @@ class HostConfig:
 class PolicyConfig:
     """Who decides."""
 
-    name: str = field(default="forecast", metadata=_key(text(64), '"forecast"'))
-    """The allocator that turns demand into allocations, such as static, equal, last-value, priority or forecast."""
+    name: str = field(default=DEFAULT, metadata=_key(text(64), f'"{DEFAULT}"'))
+    """The policy that turns demand into allocations, such as static, equal, priority, forecast or triage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

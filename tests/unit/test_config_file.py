@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from foreshare.envs.hal.spec import Amounts
 from foreshare.policies.errors import ConfigError
 from foreshare.policies.host import Isolation
+from foreshare.policies.registry import DEFAULT
 from foreshare.runtime.config import MAX_BYTES, Config, describe_config, field_help, load_config, parse_config
 from foreshare.runtime.config import file as config_module
 from foreshare.runtime.config.schema import (
@@ -54,7 +55,7 @@ name = "../Ünïcode; rm -rf"
 [vm.cap]
 io = "1.5kB/s"
 """
-NAMES = frozenset({"forecast", "static", "equal", "last-value", "priority"})
+NAMES = frozenset({"triage", "forecast", "static", "equal", "last-value", "priority"})
 
 
 def test_every_key_comes_out_in_natural_units(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_ten_lines_of_the_docstring_are_enough() -> None:
     c = parse_config("\n".join(lines), policies=NAMES, need_cgroups=True)
     assert [vm.name for vm in c.vms] == ["redis", "batch"]
     assert c.host == HostConfig(io=(IoDeviceConfig(device="/dev/vda", bandwidth=200e6),))
-    assert c.policy.name == "forecast"
+    assert c.policy.name == DEFAULT
     assert c.migrate is None
     spec = c.linux_spec()
     assert spec.vms == c.vms
