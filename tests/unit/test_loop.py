@@ -223,6 +223,38 @@ def test_the_budget_ends_a_plan() -> None:
     assert counts.missed == 0
 
 
+def test_a_write_that_finds_a_lock_held_is_deferred_not_failed() -> None:
+    """Fault 14."""
+    host = small_host()
+    hal = FakeHal(host, flapping(4))
+    hal.refuse = lambda c, row: errno.EWOULDBLOCK if 5 <= hal.samples < 9 and c == Control.CPU else 0
+    loop, log = looped(hal, host)
+    log.each = lambda tick: believes_truth(loop, hal)
+    counts = loop.run(20)
+    assert counts.failed == 0 and log.kinds("write-failed") == []
+    assert counts.deferred > 4 and counts.deferred_longest > 0
+    assert counts.writes == sum(len(plan) for plan in hal.plans) - counts.deferred
+
+
+def test_a_vm_that_refused_a_write_is_read_back_in_the_same_tick() -> None:
+    host = small_host()
+    hal = FakeHal(host, flapping(4))
+    refused: list[int] = []
+
+    def refuse(control: int, row: int) -> int:
+        if control == Control.CPU and hal.samples == 7:
+            refused.append(row)
+            hal.held.units[row, 0] = 1  # and it does not hold what it did
+            return errno.EIO
+        return 0
+
+    hal.refuse = refuse
+    loop, log = looped(hal, host, verify_ticks=1000)
+    log.each = lambda tick: believes_truth(loop, hal)
+    loop.run(12)
+    assert refused and set(log.kinds("drift")) >= set(refused)
+
+
 @pytest.mark.parametrize("control", [Control.CPU, Control.MEMORY, Control.IO, Control.WAYS, Control.CPUS])
 def test_a_refused_write_is_not_believed_and_is_tried_again(control: Control) -> None:
     host = small_host(4, isolation=[1, 0, 0, 0])

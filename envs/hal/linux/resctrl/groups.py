@@ -128,6 +128,10 @@ class Tree:
             self.files.mkdir(name, dir_fd=self.top)
         return Group(self.files, self.top, name)
 
+    def links(self) -> int:
+        """Return a number that changes when a group comes or goes. Raises OSError."""
+        return self.files.links(self.top)
+
     def names(self) -> set[str]:
         """Return the names of all control groups but the default one. Raises OSError."""
         return group_names(self.files, self.top)

@@ -53,6 +53,8 @@ class Partitions:
         self.dirty = False
         self.trouble = ""
         """The latest refusal, in words."""
+        self._refusals: dict[int, tuple[int, str]] = {}
+        """Groups that refused a write in the latest :meth:`reconcile`: errno and words."""
         self.classes = np.array([s for s, (_, row) in enumerate(self.named) if row < 0], np.int64)
         self.loose = np.array([i for i in range(len(table)) if self._own(i) < 0], np.int64)
         """VMs without a group of their own."""
@@ -217,6 +219,7 @@ class Partitions:
             else:
                 text = f"way mask {value:#x} is illegal here, or some of it is another VM's"
                 receipt.failures.append(WriteFailure(k, errno.EINVAL, text))
+        self._refusals.clear()
         try:
             with self.tree.locked(PATIENCE_NS):
                 calls = self.reconcile(now)
@@ -228,18 +231,22 @@ class Partitions:
             receipt.last_write_ns = self.clock.now_ns()
         failed = [(k, row) for k, row in entries if not self._settled(int(state.group[row]))]
         if failed:
-            self._revert(failed, before, errno.EIO, self.trouble or "not all of it could be written yet", receipt)
+            # What no kernel refused waits for another group to shrink.
+            self._revert(failed, before, errno.EAGAIN, "others have to give it up first", receipt)
 
     def _revert(
         self, entries: list[tuple[int, int]], before: tuple[IntArray, IntArray], code: int, text: str, receipt: Receipt
     ) -> None:
-        """Take promises back, as far as nobody else was promised the same meanwhile."""
+        """Take promises back all together: what one was to give another is its own again.
+
+        A VM whose group was lost while others took over its ways is left without any; reading it back shows that.
+        """
+        self.state.ways[[row for _, row in entries]] = 0
         for k, row in entries:
-            receipt.failures.append(WriteFailure(k, code, text))
+            why = self._refusals.get(int(self.state.group[row]), (code, text))
+            receipt.failures.append(WriteFailure(k, *why))
             self.state.memory[row] = before[1][row]
-            old = int(before[0][row])
-            if not self.state.promise_ways(row, old, 0):
-                self.state.promise_ways(row, 0, 0)
+            self.state.promise_ways(row, int(before[0][row]), 0)
         self.dirty = True
 
     def _settled(self, s: int) -> bool:
@@ -259,6 +266,7 @@ class Partitions:
         self._wanted = state.want(now_ns)
         mask, mb, alone = self._wanted
         self.dirty = False
+        self._refusals.clear()
         if (state.held_mask == mask)[:, state.live].all() and (state.held_mb == mb)[:, state.live].all():
             return 0
         calls = 0
@@ -313,6 +321,7 @@ class Partitions:
 
     def _refused(self, s: int, group: Group, error: OSError) -> None:
         self.trouble = f"{self.tree.path}/{group.name}/schemata: {self.tree.words(error)}"
+        self._refusals[s] = error.errno or errno.EIO, self.trouble
         self.dirty = True
         if error.errno in GONE:
             self.lose(s)

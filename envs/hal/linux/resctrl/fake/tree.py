@@ -210,6 +210,14 @@ class FakeResctrl:
             files |= {"info", *self.kernel.groups}
         return sorted(files)
 
+    def links(self, fd: int) -> int:
+        """See Files."""
+        handle = self._live(fd)
+        group, name = self._locate(handle.path)
+        if group is self.kernel.root and name == "":
+            return 5 + len(self.kernel.groups)  # itself, its name above, info, mon_groups, mon_data
+        return 2 + sum(1 for n in self.listdir(fd) if n in ("mon_data", "mon_groups") or n.startswith("mon_L3_"))
+
     def flock(self, fd: int, operation: int) -> None:
         """See Files."""
         path = self._live(fd).path
