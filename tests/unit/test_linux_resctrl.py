@@ -341,7 +341,7 @@ def test_a_vm_whose_class_is_removed_while_it_moves_is_not_lost(lost: str, tmp_p
 
     def meanwhile(operation: str, path: str) -> None:
         if operation == "rename" and not gone:
-            old = path.split("/")[0]
+            old = path.split("/", maxsplit=1)[0]
             gone.extend([old] if lost == "old" else sorted(host.groups() - {old}))
             for name in gone:
                 host.fake.kernel.remove(host.fake.kernel.groups[name])

@@ -25,6 +25,7 @@ from .cgroups import Cgroup, Hierarchies, find_hierarchies, split_path, threads_
 from .claim import Held
 from .controls import VmControls, open_vm
 from .facts import vm_facts
+from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
 from .resctrl.offer import Offer, files_of, find_offer, with_offer
@@ -135,6 +136,8 @@ class LinuxHal:
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` in place."""
         self._sampler.sample(reading)
+        if self.partitions is not None:
+            self.partitions.dirty |= self._follow_cpus()
         if self._upkeep is not None:
             self._upkeep.tend(self._sampler.present)
         if self._monitor is not None and self.partitions is not None:
@@ -204,7 +207,7 @@ class LinuxHal:
             entries = zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), strict=True)
             for k, (control, row, value) in enumerate(entries):
                 if control in (Control.WAYS, Control.MEMORY):
-                    lines[k] = self.partitions.describe(control, row, value) or lines[k]
+                    lines[k] = describe(self.partitions, control, row, value) or lines[k]
         return lines
 
     def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
@@ -213,7 +216,7 @@ class LinuxHal:
             raise HalError("apply to", "host", errno.EPERM, "claim comes first")
         self._writer.apply(plan, deadline_ns, receipt)
         if self.partitions is not None and self._upkeep is not None and not self._upkeep.down:
-            self.partitions.apply(plan, self._sampler.present, deadline_ns, receipt)
+            self.partitions.apply(plan, self._sampler.present, deadline_ns, receipt, moved=self._follow_cpus())
 
     def read_back(self, into: Placement, rows: IntArray | None = None) -> None:
         """Fill ``rows`` of ``into`` (all if None) with what the controls hold now."""
@@ -237,6 +240,13 @@ class LinuxHal:
             more = len(self.restored.failed) - 1
             text = self.restored.failed[0] + (f" (and {more} more)" if more else "")
             raise HalError("restore", "host", errno.EIO, text)
+
+    def _follow_cpus(self) -> bool:
+        """Tell the partitions where the VMs run, where that counts; return whether limits change with it."""
+        if self.partitions is None or not self.partitions.state.bandwidth.divides:
+            return False
+        self._writer.settle()
+        return self.partitions.state.bandwidth.follow(self._writer.limits.cpus)
 
     def _open(self, vm: VmSpec) -> None:
         use_cpuset = self._spec.placement == "cpuset" or (

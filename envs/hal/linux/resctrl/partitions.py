@@ -159,13 +159,13 @@ class Partitions:
             return
         state = self.state
         home = np.flatnonzero((self.offer.domain_zone == self.table.zone[row]) & state.live)
-        masks, values = set(state.held_mask[s, home].tolist()), set(state.held_mb[s, home].tolist())
+        masks, values = set(state.held_mask[s, home].tolist()), state.held_mb[s, home]
         if len(masks) == 1 and self.offer.ways:
             mask = masks.pop()
             if mask & state.base == 0:
                 state.promise_ways(row, mask, now_ns)
-        if len(values) == 1 and self.offer.memory_units and (value := values.pop()) != self.offer.kernel_value(0):
-            state.memory[row] = self.offer.units_of(value)
+        if len(values) and self.offer.memory_units and (values != self.offer.kernel_value(0)).all():
+            state.memory[row] = state.bandwidth.units_of(row, state.held_mb[s], state.live)
 
     def _confine(self) -> None:
         """Keep the default group out of the ways that VMs can own. Raises OSError."""
@@ -186,15 +186,15 @@ class Partitions:
 
     # planned writes
 
-    def apply(self, plan: Plan, present: list[bool], deadline_ns: int, receipt: Receipt) -> None:
+    def apply(self, plan: Plan, present: list[bool], deadline_ns: int, receipt: Receipt, *, moved: bool) -> None:
         """Carry out the writes to ways and memory among the first ``receipt.done`` of ``plan``.
 
-        Donors come first whatever the plan's order. Refused writes are added to the receipt, with the kernel's words,
+        ``moved``: VMs have other CPUs than before, and their limits follow. Donors come first whatever the plan's order. Refused writes are added to the receipt, with the kernel's words,
         and what they would have given is not promised.
         """
         control = plan.control[: receipt.done]
         at = np.flatnonzero((control == _WAYS) | (control == _MEMORY))
-        if not len(at):
+        if not len(at) and not moved:
             return
         state, now = self.state, self.clock.now_ns()
         before = state.ways.copy(), state.memory.copy()
@@ -387,23 +387,10 @@ class Partitions:
                 held = state.held_mask[s, home[0]] if len(home) else UNKNOWN
                 owned = ((1 << self.offer.ways) - 1) << self.offer.shared_ways
                 ways = int(held) & owned if held != UNKNOWN and ways else 0
-                value = state.held_mb[s, home[0]] if len(home) else UNKNOWN
-                if value == UNKNOWN:
+                if not len(home) or (state.held_mb[s, home] == UNKNOWN).any():
                     units = self.offer.memory_units
                 elif row == self.named[s][1]:
-                    units = self.offer.units_of(int(value))
+                    units = state.bandwidth.units_of(row, state.held_mb[s], state.live)
             into.ways[row] = ways
             into.units[row, Resource.CACHE] = ways.bit_count()
             into.units[row, Resource.MEMORY] = units
-
-    def describe(self, control: int, row: int, value: int) -> str:
-        """Return what one write of a plan comes to, for people."""
-        name = self.named[int(self.state.group[row])][0]
-        zone = self.offer.domain_zone == self.table.zone[row]
-        domains = ";".join(f"{d}={{}}" for d in self.offer.domain_id[zone].tolist())
-        if control == _WAYS:
-            mask = f"{value:x}" if value else "the shared ways"
-            return f"write L3:{domains.replace('{}', mask)} to resctrl {name}/schemata" if self.offer.ways else ""
-        if not self.offer.memory_units:
-            return ""
-        return f"write MB:{domains.replace('{}', str(self.offer.kernel_value(value)))} to resctrl {name}/schemata"
