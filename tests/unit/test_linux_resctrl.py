@@ -546,8 +546,17 @@ def test_counters_become_rates_and_whatever_is_no_number_is_missing(tmp_path: Pa
     assert np.isnan(one("9000", "1", "1", ahead_ns=2_100_000_000).usage[0, Resource.MEMORY]), "a gap of two seconds"
     r = one(str(9000 + 10**9), "2", "2")
     assert r.usage[0, Resource.MEMORY] == pytest.approx(1.0)
-    r = tick(host, hal, 3)
-    assert r.quality[0, Resource.MEMORY] & Quality.STALE
+    assert not r.quality[0, Resource.MEMORY] & Quality.STALE
+    for _ in range(3):
+        r = tick(host, hal)
+        assert r.usage[0, Resource.MEMORY] == pytest.approx(1.0)
+        assert r.quality[0, Resource.MEMORY] == Quality.STALE
+    apply(hal, (MEMORY, 0, 1))
+    r = tick(host, hal)
+    assert r.quality[0, Resource.MEMORY] == Quality.STALE and r.limit[0, Resource.MEMORY] == 10, "seen under 10 units"
+    r = one(str(9000 + 3 * 10**9), "2", "2")
+    assert r.quality[0, Resource.MEMORY] == Quality.CENSORED and r.limit[0, Resource.MEMORY] == 1
+    assert tick(host, hal).quality[0, Resource.MEMORY] == Quality.CENSORED | Quality.STALE
     r = tick(host, hal, 210)
     assert r.quality[0, Resource.MEMORY] & Quality.MISSING
     hal.close()

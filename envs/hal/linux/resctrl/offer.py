@@ -172,7 +172,8 @@ def _make(
             units, unit_bytes = int(spec.memory_bandwidth // MBA_STEP_BYTES), MBA_STEP_BYTES
     return Offer(
         info=info, groups=groups, domain_id=domains, domain_zone=zone,
-        domain_of_cpu=np.array([index.get(of_cpu.get(c, -1), -1) for c in layout.cpu_id.tolist()], np.int64), ways=ways, shared_ways=shared,
+        domain_of_cpu=np.array([index.get(of_cpu.get(c, -1), -1) for c in layout.cpu_id.tolist()], np.int64),
+        ways=ways, shared_ways=shared,
         way_bytes=way_bytes(roots, int(layout.cpu_id[0]), info.cache.bits) if info.cache else 0.0,
         memory_units=units, split=split, memory_unit_bytes=unit_bytes, why_no_ways=why_ways, why_no_memory=why_memory,
     )  # fmt: skip

@@ -189,8 +189,9 @@ class Partitions:
     def apply(self, plan: Plan, present: list[bool], deadline_ns: int, receipt: Receipt, *, moved: bool) -> None:
         """Carry out the writes to ways and memory among the first ``receipt.done`` of ``plan``.
 
-        ``moved``: VMs have other CPUs than before, and their limits follow. Donors come first whatever the plan's order. Refused writes are added to the receipt, with the kernel's words,
-        and what they would have given is not promised.
+        ``moved``: VMs have other CPUs than before, and their limits follow. Donors come first whatever the plan's
+        order. Refused writes are added to the receipt, with the kernel's words, and what they would have given is not
+        promised.
         """
         control = plan.control[: receipt.done]
         at = np.flatnonzero((control == _WAYS) | (control == _MEMORY))
