@@ -115,6 +115,11 @@ class LinuxHal:
         return self._clock
 
     @property
+    def roots(self) -> Roots:
+        """Where the kernel's file systems are."""
+        return self._roots
+
+    @property
     def trace(self) -> list[list[tuple[str, bytes]]] | None:
         """Where (path, payload) of each tick's writes go, for the floor measurement; None: nowhere.
 
