@@ -54,6 +54,8 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
     """
     items: list[dict[str, Any]] = []
     for vm, threads in zip(held.controls, held.threads, strict=True):
+        if vm.absent:
+            continue
         for group in vm.cpu.walk():
             bandwidth = _bandwidth(group)
             if group is vm.cpu:
@@ -134,6 +136,8 @@ def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> None:
     """
     children = {i["cgroup"]: i for i in found["items"] if i["what"] == "bandwidth"}
     for row, vm in enumerate(held.controls):
+        if vm.absent:
+            continue
         mine = children[vm.cgroup]
         for path, item in children.items():
             if path.startswith(vm.cgroup + "/") and item["quota"] != NO_LIMIT:

@@ -10,6 +10,7 @@ from typing import Literal
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.policies.errors import HostError, InputError
 
+from .discovery.spec import DiscoverySpec
 from .resctrl.spec import ResctrlSpec
 from .roots import Roots
 from .topology import MIN_QUOTA_US
@@ -60,6 +61,8 @@ class LinuxSpec:
     """What keeps VMs on their CPUs: cpuset, sched_setaffinity of each thread, or cpuset where it works."""
     io: tuple[IoDevice, ...] = ()
     units_per_cpu: int = 10
+    discovery: DiscoverySpec = field(default_factory=DiscoverySpec)
+    """How VMs without a ``cgroup`` are found by their ``uuid``; nobody is asked where there are none."""
     resctrl: ResctrlSpec = field(default_factory=ResctrlSpec)
     """How cache ways and memory bandwidth are driven."""
     period_us: int = 10_000

@@ -131,7 +131,7 @@ class Partitions:
             raise HostError(f"{self.tree.path}/{short[0]} does not hold what was written: {self.trouble or 'no error'}")
         for row in range(len(self.table)):
             group = self.groups[int(self.state.group[row])]
-            if group is None:
+            if group is None or not self.state.here[row]:
                 continue
             if row in self.loose:
                 self.members.give_monitor(row, group, now)

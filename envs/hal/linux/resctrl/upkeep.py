@@ -84,6 +84,16 @@ class Upkeep:
             parts.trouble = parts.tree.words(error) if not self._down else explain(error)
             parts.dirty = True
 
+    def welcome(self, row: int) -> None:
+        """Take in a VM that came, or came back, with threads of its own."""
+        parts = self._parts
+        parts.state.here[row] = True
+        parts.members.forget(row)
+        parts.dirty = True
+        if parts.claimed:
+            self._settle(row, parts.clock.now_ns())
+            self._watch()
+
     def close(self) -> None:
         """Close the file that tells of hot-plug."""
         if self._online_fd >= 0:
