@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +110,33 @@ def test_three_domains_are_found_partitioned_and_followed(libvirt: Libvirt) -> N
         for name in libvirt.virsh("list", "--name").split():
             libvirt.virsh("destroy", name)
     assert hal.restored is not None and hal.restored.failed == []
+
+
+@pytest.mark.timeout(180)
+def test_the_command_line_partitions_domains_by_their_uuid(libvirt: Libvirt, tmp_path: Path) -> None:
+    uuid = libvirt.define(5)
+    libvirt.virsh("start", "fs-5")
+    config = tmp_path / "host.toml"
+    config.write_text(
+        f'[host]\nstate_dir = "{tmp_path}/state"\n[host.discovery]\nlibvirt = "{libvirt.uri}"\n'
+        f'[[vm]]\nname = "five"\nuuid = "{uuid}"\nreservation = {{ cpu = 0.3 }}\ncap = {{ cpu = 0.5 }}\n'
+    )
+    watch = Watch(DiscoverySpec(libvirt=libvirt.uri), Roots())
+    home = watch.first().homes[uuid]
+    watch.close()
+    assert CPU_MOUNT is not None
+    limit = Path(CPU_MOUNT.path) / home / ("cpu.cfs_quota_us" if CPU_MOUNT.version == 1 else "cpu.max")
+    before, seen = limit.read_text(), set()
+    program = [str(Path(sys.executable).parent / "foreshare"), "run", "--hal", "linux", "--config", str(config)]
+    run = subprocess.Popen([*program, "--json", "--ticks", "100"], stdout=subprocess.PIPE, text=True)
+    while run.poll() is None:
+        seen.add(limit.read_text())
+        time.sleep(0.02)
+    assert run.stdout is not None
+    with run.stdout as out:
+        assert json.load(out)["restored"] is True
+    assert run.returncode == 0 and len(seen) > 1 and limit.read_text() == before
+    libvirt.virsh("destroy", "fs-5")
 
 
 def follow_cpu(hal: LinuxHal) -> list[float]:

@@ -232,10 +232,13 @@ def _usage_v1(
     """Return (file that counts CPU time, whether it is the unified hierarchy's cpu.stat). Raises HostError."""
     try:
         return read(group("cpuacct"), "cpuacct.usage"), False
-    except HostError:
+    except HostError as missing:
         if hierarchies.unified is None:
             raise
-        other = Cgroup.open(hierarchies.unified, cgroup)
+        try:
+            other = Cgroup.open(hierarchies.unified, cgroup)
+        except HostError:
+            raise missing from None
         try:
             return read(other, "cpu.stat"), True
         finally:
