@@ -77,6 +77,8 @@ class Writer:
         self.limits = Limits(np.full(n, np.inf), np.ones((n, topology.cpus), bool), np.full(n, np.inf))
         self._by_affinity: list[int] = []
         self.trace: list[list[tuple[str, bytes]]] | None = None
+        self.others: list[tuple[str, bytes]] = []
+        """Calls of the same tick that somebody else made: they come behind ours in the trace."""
         for row in range(n):
             self.bind(row)
 
@@ -318,7 +320,7 @@ class Writer:
         if self.trace is not None:
             paths, batches = self._paths, self._untraced
             pairs = (pair for fds, datas, n in batches for pair in zip(fds[:n], datas[:n], strict=True))
-            self.trace.append([(paths[fd], data) for fd, data in pairs])
+            self.trace.append([*((paths[fd], data) for fd, data in pairs), *self.others])
         self._untraced = []
         controls, rows, values, raw_sets, failed = self._unsettled
         self._unsettled = None

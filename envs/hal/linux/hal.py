@@ -128,10 +128,10 @@ class LinuxHal:
 
     @property
     def trace(self) -> list[list[tuple[str, bytes]]] | None:
-        """Where (path, payload) of each tick's writes go, for the floor measurement; None: nowhere.
+        """Where (path, payload) of each tick's writes go, for the floor measurement; None: nowhere. No payload: a read.
 
         A tick's are there after the next sample (or close), so that noting them costs apply next to nothing. Moves of
-        affinity and of nested v1 cpusets are not noted.
+        affinity and of nested v1 cpusets are not noted, nor are locks.
         """
         self._writer.settle()
         return self._writer.trace
@@ -140,6 +140,8 @@ class LinuxHal:
     def trace(self, into: list[list[tuple[str, bytes]]] | None) -> None:
         self._writer.settle()
         self._writer.trace = into
+        if self.partitions is not None:
+            self.partitions.noted = None if into is None else self._writer.others
 
     def placements(self) -> list[str]:
         """Return, for each VM, what keeps it on its CPUs: "cpuset" or "affinity"."""
@@ -230,6 +232,7 @@ class LinuxHal:
         if not self._claimed:
             raise HalError("apply to", "host", errno.EPERM, "claim comes first")
         self._writer.apply(plan, deadline_ns, receipt)
+        self._writer.others.clear()  # what upkeep called is no part of it
         if self.partitions is not None and self._upkeep is not None and not self._upkeep.down:
             self.partitions.apply(plan, self._sampler.present, deadline_ns, receipt, moved=self._follow_cpus())
 

@@ -51,6 +51,8 @@ class Partitions:
         """Open groups; None: not made yet, or lost."""
         self.claimed = False
         self.dirty = False
+        self.noted: list[tuple[str, bytes]] | None = None
+        """Where calls on schemata files are noted for the floor measurement; an empty payload is a read."""
         self.trouble = ""
         """The latest refusal, in words."""
         self._refusals: dict[int, tuple[int, str]] = {}
@@ -121,8 +123,8 @@ class Partitions:
                     self.tree.remove(name)
             for s, (name, _) in enumerate(self.named):
                 self._make(s)
-                if name in there:
-                    self._adopt(s, now)
+                if name in there and self.named[s][1] >= 0:
+                    self.state.adopt(s, self.named[s][1], now)
             if self.spec.confine_host:
                 self._confine()
             self.reconcile(now)
@@ -151,21 +153,6 @@ class Partitions:
                 words += ": monitoring ids of removed groups are still resting, try again in some seconds"
             raise HostError(f"cannot make the resctrl group {self.named[s][0]}: {words}") from error
         self.look(s)
-
-    def _adopt(self, s: int, now_ns: int) -> None:
-        """Start from what a group of an earlier run holds, where that is one VM's and legal."""
-        row = self.named[s][1]
-        if row < 0:
-            return
-        state = self.state
-        home = np.flatnonzero((self.offer.domain_zone == self.table.zone[row]) & state.live)
-        masks, values = set(state.held_mask[s, home].tolist()), state.held_mb[s, home]
-        if len(masks) == 1 and self.offer.ways:
-            mask = masks.pop()
-            if mask & state.base == 0:
-                state.promise_ways(row, mask, now_ns)
-        if len(values) and self.offer.memory_units and (values != self.offer.kernel_value(0)).all():
-            state.memory[row] = state.bandwidth.units_of(row, state.held_mb[s], state.live)
 
     def _confine(self) -> None:
         """Keep the default group out of the ways that VMs can own. Raises OSError."""
@@ -312,6 +299,8 @@ class Partitions:
                 lines += [b"%s:%s\n" % (name, values.encode()) for name in names]
         if not lines:
             return True
+        if self.noted is not None:
+            self.noted.append((f"{self.tree.path}/{group.name}/schemata", b"".join(lines)))
         try:
             self.files.pwrite(group.schemata, b"".join(lines), 0)
         except OSError as error:
@@ -345,6 +334,8 @@ class Partitions:
         group, state = self.groups[s], self.state
         if group is None:
             return False
+        if self.noted is not None:
+            self.noted.append((f"{self.tree.path}/{group.name}/schemata", b""))
         try:
             values = group.values()
         except OSError as error:

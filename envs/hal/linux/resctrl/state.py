@@ -74,6 +74,18 @@ class State:
         self.promise_ways(row, 0, now_ns)
         self.memory[row] = 0
 
+    def adopt(self, s: int, row: int, now_ns: int) -> None:
+        """Start from what group ``s`` of an earlier run holds for the VM whose own it is, where that is legal."""
+        offer = self.offer
+        home = np.flatnonzero((offer.domain_zone == self.zone[row]) & self.live)
+        masks, values = set(self.held_mask[s, home].tolist()), self.held_mb[s, home]
+        if len(masks) == 1 and offer.ways:
+            mask = masks.pop()
+            if mask & self.base == 0:
+                self.promise_ways(row, mask, now_ns)
+        if len(values) and offer.memory_units and (values != offer.kernel_value(0)).all():
+            self.memory[row] = self.bandwidth.units_of(row, self.held_mb[s], self.live)
+
     def exclusive(self) -> IntArray:
         """Return (S,) the VM that owns ways and is alone in the group, or -1."""
         out = np.full(self.groups, -1, np.int64)
