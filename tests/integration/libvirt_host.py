@@ -44,6 +44,7 @@ class Libvirt:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.daemon: subprocess.Popen[bytes] | None = None
         self.uri = f"qemu+unix:///system?socket={folder}/sock/libvirt-sock"
 
     def virsh(self, *args: str) -> str:
@@ -70,39 +71,51 @@ class Libvirt:
         self.virsh("define", str(xml))
         return uuid
 
+    def start(self) -> None:
+        """Start it, where it does not run."""
+        if self.daemon is not None and self.daemon.poll() is None:
+            return
+        folder = self.folder
+        # Its own configuration and state: whatever the machine's libvirt has stays as it is.
+        script = (
+            f"mount --make-rprivate / && mkdir -p /run/libvirt /var/lib/libvirt"
+            f" && mount --bind {folder}/etc /etc/libvirt"
+            f" && mount --bind {folder}/run /run/libvirt && mount --bind {folder}/lib /var/lib/libvirt"
+            f" && exec libvirtd --config {folder}/libvirtd.conf --pid-file {folder}/pid"
+        )
+        (folder / "sock/libvirt-sock").unlink(missing_ok=True)
+        with open(folder / "log", "ab") as log:
+            self.daemon = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=log, stderr=log)
+        until = time.monotonic() + 60
+        while self.daemon.poll() is None and not (folder / "sock/libvirt-sock").exists():
+            assert time.monotonic() < until, (folder / "log").read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it; its domains run on."""
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.daemon.terminate()
+            self.daemon.wait(60)
+
 
 @contextmanager
 def libvirtd(folder: Path) -> Iterator[Libvirt]:
     """Run a libvirtd; end it and its domains afterwards."""
-    (folder / "sock").mkdir(parents=True)
-    (folder / "qemu.conf").write_text(_QEMU)
+    for name in ("sock", "run", "lib"):
+        (folder / name).mkdir(parents=True)
+    shutil.copytree("/etc/libvirt", folder / "etc", ignore=shutil.ignore_patterns("*.xml"))
+    (folder / "etc/qemu.conf").write_text(_QEMU)
     (folder / "libvirtd.conf").write_text(
         f'unix_sock_dir = "{folder}/sock"\nauth_unix_ro = "none"\nauth_unix_rw = "none"\n'
     )
-    # Its own configuration and state: whatever the machine's libvirt has stays as it is.
-    (folder / "etc").mkdir()
-    (folder / "lib").mkdir()
-    script = (
-        f"mount --make-rprivate / && cp -a /etc/libvirt/. {folder}/etc && cp {folder}/qemu.conf {folder}/etc/qemu.conf"
-        f" && rm -rf {folder}/etc/qemu/*.xml && mount --bind {folder}/etc /etc/libvirt"
-        " && mkdir -p /run/libvirt /var/lib/libvirt && mount -t tmpfs none /run/libvirt"
-        f" && mount --bind {folder}/lib /var/lib/libvirt"
-        f" && exec libvirtd --config {folder}/libvirtd.conf --pid-file {folder}/pid"
-    )
-    with open(folder / "log", "wb") as log:
-        daemon = subprocess.Popen(["unshare", "--mount", "sh", "-c", script], stdout=log, stderr=log)
     host = Libvirt(folder)
     try:
-        until = time.monotonic() + 60
-        while daemon.poll() is None and not (folder / "sock/libvirt-sock").exists():
-            assert time.monotonic() < until, (folder / "log").read_text()
-            time.sleep(0.05)
-        if daemon.poll() is not None:
+        host.start()
+        if host.daemon is None or host.daemon.poll() is not None:
             pytest.skip(f"libvirtd does not start here: {(folder / 'log').read_text()[-400:]}")
         yield host
     finally:
-        if daemon.poll() is None:
+        if host.daemon is not None and host.daemon.poll() is None:
             for name in host.virsh("list", "--name").split():
                 host.virsh("destroy", name)
-        daemon.terminate()
-        daemon.wait(60)
+        host.stop()

@@ -180,6 +180,33 @@ def test_a_hanging_libvirtd_costs_nobody_a_tick(libvirt: Libvirt) -> None:
         libvirt.virsh("destroy", "fs-7")
 
 
+@pytest.mark.timeout(180)
+def test_a_libvirtd_that_is_restarted_is_asked_again(libvirt: Libvirt) -> None:
+    """Fault 28: meanwhile its domains run on, known by what was known; afterwards they are listed anew, by UUID."""
+    uuid, later = libvirt.define(8), libvirt.define(9)
+    libvirt.virsh("start", "fs-8")
+    watch = Watch(DiscoverySpec(libvirt=libvirt.uri, processes=False), Roots())
+    try:
+        home = watch.first().homes[uuid]
+        libvirt.stop()
+        until = time.monotonic() + 60
+        while not watch.failures:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        assert watch.found.homes[uuid] == home and watch.found.trouble
+        libvirt.start()
+        libvirt.virsh("start", "fs-9")
+        while later not in watch.found.homes or watch.failures:  # a domain that starts may hold its answers up
+            assert time.monotonic() < until, watch.found
+            time.sleep(0.01)
+        assert watch.found.homes[uuid] == home
+    finally:
+        watch.close()
+        libvirt.start()
+        for name in libvirt.virsh("list", "--name").split():
+            libvirt.virsh("destroy", name)
+
+
 @pytest.mark.timeout(120)
 def test_a_qemu_process_without_libvirt_is_found_in_a_cgroup_of_its_own(tmp_path: Path) -> None:
     """And not where it shares one: somebody else would be moved with it."""

@@ -212,7 +212,7 @@ def test_restore_removes_ours_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_an_unknown_error_comes_with_the_kernels_words(tmp_path: Path) -> None:
-    """Fault 6: EINVAL on schemata; the value stays as it was, and the receipt says why in the kernel's own words."""
+    """Faults 6 and 54: EINVAL on schemata; the value stays as it was, the receipt has the kernel's own words."""
     host = FakeHost(tmp_path, zones=lambda i: 0)
     hal = host.open()
     claim(hal)
@@ -354,6 +354,21 @@ def test_a_vm_whose_class_is_removed_while_it_moves_is_not_lost(lost: str, tmp_p
         assert set(host.tids[row]) <= host.tasks(name_of(hal, row))
     assert host.masks(name_of(hal, 2))[0] == 0b110 and host.tasks(name_of(hal, 2)) == set(host.tids[2])
     host.fake.close(fd)
+    hal.close()
+
+
+def test_no_write_is_longer_than_the_kernel_takes(tmp_path: Path) -> None:
+    """Fault 55: a host of 900 L3 domains, all of which change."""
+    domains = {d: frozenset({d % 8} if d < 8 else ()) for d in range(900)}
+    hardware = Hardware(domains=domains, cbm_bits=20, shareable=0, mb_closids=16, amd=True, sparse=True, mb_min=0,
+                        mb_max=2048, mb_gran=1, linear=False)  # fmt: skip
+    host = FakeHost(tmp_path, hardware, n=1, isolated=(0,), zones=lambda i: 0)
+    hal = host.open(memory=20e9)
+    claim(hal)
+    lengths = [len(data) for path, data in host.fake.writes if path.endswith("schemata")]
+    assert max(lengths) <= 4096 and sum(lengths) > 4096, "more than one was needed"
+    name = name_of(hal, 0)
+    assert len(host.masks(name)) == 900 and set(host.masks(name).values()) == {1}
     hal.close()
 
 
@@ -607,6 +622,7 @@ def test_names_hold_nothing_of_what_a_user_wrote() -> None:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    """Fault 12: a mount that is there is taken, none is ever made."""
     host = FakeHost(tmp_path)
     hal = host.open(memory=None)
     assert hal.topology.pool(Resource.MEMORY, 0).units == 0 and hal.topology.ways == 10

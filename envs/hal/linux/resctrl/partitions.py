@@ -21,7 +21,7 @@ from foreshare.policies.host import IntArray, Placement, Resource, VmTable
 
 from .classes import regroup
 from .files import Files
-from .groups import Group, Tree
+from .groups import Group, Tree, packed
 from .members import Members
 from .names import PQOS, GroupNames, plan_groups
 from .offer import Offer
@@ -31,6 +31,8 @@ from .state import UNKNOWN, State
 _WAYS, _MEMORY = int(Control.WAYS), int(Control.MEMORY)
 PATIENCE_NS = 500_000
 """How long a tick waits for the lock on resctrl; pqos waits 100 ms, which is ten ticks."""
+MOST_DOMAINS = 128
+"""In one line: at most 15 bytes each, so that a line with its name stays within a page."""
 
 
 class Partitions:
@@ -283,29 +285,30 @@ class Partitions:
         return [s for s in np.flatnonzero(differs.any(axis=1)).tolist() if self.groups[s] is not None]
 
     def _write(self, s: int, mask: IntArray, mb: IntArray) -> bool:
-        """Write the changed domains of one group in one call; return whether the kernel took it."""
+        """Write the changed domains of one group, in one call where it fits; return whether the kernel took it."""
         state, group = self.state, self.groups[s]
         if group is None:
             return False
-        lines = []
+        lines: list[bytes] = []
         for names, new, held, form in (
             (self._cache_names, mask, state.held_mask[s], "%d=%x"), ([b"MB"], mb, state.held_mb[s], "%d=%d")
         ):  # fmt: skip
             at = np.flatnonzero((new != held) & state.live)
-            if len(at) and (names != [b"MB"] or self.offer.memory_units):
+            if names == [b"MB"] and not self.offer.memory_units:
+                continue
+            for some in (at[k : k + MOST_DOMAINS] for k in range(0, len(at), MOST_DOMAINS)):
                 values = ";".join(
-                    form % pair for pair in zip(self.offer.domain_id[at].tolist(), new[at].tolist(), strict=True)
+                    form % pair for pair in zip(self.offer.domain_id[some].tolist(), new[some].tolist(), strict=True)
                 )
                 lines += [b"%s:%s\n" % (name, values.encode()) for name in names]
-        if not lines:
-            return True
-        if self.noted is not None:
-            self.noted.append((f"{self.tree.path}/{group.name}/schemata", b"".join(lines)))
-        try:
-            self.files.pwrite(group.schemata, b"".join(lines), 0)
-        except OSError as error:
-            self._refused(s, group, error)
-            return False
+        for data in packed(lines):
+            if self.noted is not None:
+                self.noted.append((f"{self.tree.path}/{group.name}/schemata", data))
+            try:
+                self.files.pwrite(group.schemata, data, 0)
+            except OSError as error:
+                self._refused(s, group, error)
+                return False
         state.held_mask[s, state.live], state.held_mb[s, state.live] = mask[state.live], mb[state.live]
         return True
 

@@ -12,6 +12,8 @@ from . import members, schemata
 from .groups import RESERVED, Group, Kernel, fail
 from .hardware import INTEL, Hardware
 
+PAGE = 4096
+"""kernfs_fop_write_iter() takes no more in one write."""
 EVENTS = ("llc_occupancy", "mbm_total_bytes", "mbm_local_bytes")
 _WRITABLE = frozenset({"schemata", "mode", "tasks", "cpus", "cpus_list"})
 
@@ -148,6 +150,8 @@ class FakeResctrl:
             fail(errno.EACCES)
         if not data:
             return 0
+        if len(data) > PAGE:
+            fail(errno.E2BIG)
         text = data.decode("utf-8", "replace")
         if name == "schemata":
             schemata.write(self.kernel, group, text)
