@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import xml.etree.ElementTree as ET
 from typing import Any
@@ -13,23 +14,31 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MOST = 64
 
 
-def parse_domain(uuid: str, text: str) -> Domain | None:
-    """Return what is told; None for what is no domain, or declares entities (libvirt's never does), or is huge."""
-    uuid = uuid.lower()
-    if not _UUID.fullmatch(uuid) or len(text) > MOST_XML or "<!" in text:
+def bare_domain(uuid: str, name: str, number: int) -> Domain | None:
+    """Return a domain of which no more is known; None where that is no UUID."""
+    if not _UUID.fullmatch(uuid):
         return None
+    return Domain(uuid=uuid, name=name[:256], number=number, vcpus=0, disks=(), nics=())
+
+
+def described(domain: Domain, text: str) -> Domain:
+    """Return ``domain`` with what its XML tells.
+
+    As it is, where that is no XML, or declares entities (libvirt's never does), or is huge.
+    """
+    if len(text) > MOST_XML or "<!" in text:
+        return domain
     try:
         root = ET.fromstring(text)  # noqa: S314 - entities were refused above
     except ET.ParseError:
-        return None
-    number, vcpu = root.get("id", ""), root.find("vcpu")
+        return domain
+    vcpu = root.find("vcpu")
     count = "" if vcpu is None else vcpu.get("current") or vcpu.text or ""
     disks = [source.get("file") or source.get("dev") or source.get("name") or ""
              for source in root.findall("devices/disk/source")]  # fmt: skip
     nics = [target.get("dev") or "" for target in root.findall("devices/interface/target")]
-    return Domain(
-        uuid=uuid, name=root.findtext("name", "")[:256], number=int(number) if _number(number) else -1,
-        vcpus=int(count.strip()) if _number(count.strip()) else 0,
+    return dataclasses.replace(
+        domain, vcpus=int(count.strip()) if _number(count.strip()) else 0,
         disks=tuple(d[:4096] for d in disks[:_MOST] if d), nics=tuple(n[:64] for n in nics[:_MOST] if n),
     )  # fmt: skip
 

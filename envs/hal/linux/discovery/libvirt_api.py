@@ -18,6 +18,7 @@ _TIMER = ctypes.CFUNCTYPE(None, _INT, _POINTER)
 _LIFECYCLE, _DEVICE_REMOVED, _DEVICE_ADDED = 0, 15, 19
 """virDomainEventID."""
 _UUID_LENGTH = 37  # VIR_UUID_STRING_BUFLEN
+_NO_ID = 0xFFFFFFFF
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "virInitialize": (_INT, ()),
     "virEventRegisterDefaultImpl": (_INT, ()),
@@ -28,6 +29,8 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "virConnectSetKeepAlive": (_INT, (_POINTER, _INT, ctypes.c_uint)),
     "virConnectDomainEventRegisterAny": (_INT, (_POINTER, _POINTER, _INT, _EVENT, _POINTER, _POINTER)),
     "virConnectListAllDomains": (_INT, (_POINTER, ctypes.POINTER(ctypes.POINTER(_POINTER)), ctypes.c_uint)),
+    "virDomainGetID": (ctypes.c_uint, (_POINTER,)),
+    "virDomainGetName": (_TEXT, (_POINTER,)),
     "virDomainGetUUIDString": (_INT, (_POINTER, _TEXT)),
     "virDomainGetXMLDesc": (_POINTER, (_POINTER, ctypes.c_uint)),
     "virDomainFree": (_INT, (_POINTER,)),
@@ -74,36 +77,44 @@ class Connection:
         if self._lib.virEventRunDefaultImpl() < 0 or self._lib.virConnectIsAlive(self._handle) != 1:
             raise HostError(f"the connection to libvirt broke: {self._last()}")
 
-    def domains(self) -> list[tuple[str, str]]:
-        """Return (UUID, XML) of every domain, running or not. Raises HostError."""
+    def domains(self) -> list[Handle]:
+        """Return every domain, running or not; :meth:`Handle.free` each. Raises HostError."""
         found = ctypes.POINTER(_POINTER)()
         count = self._lib.virConnectListAllDomains(self._handle, ctypes.byref(found), 0)
         if count < 0:
             raise HostError(f"libvirt does not list its domains: {self._last()}")
-        out = []
         try:
-            for domain in [found[i] for i in range(count)]:
-                described = self._describe(domain)
-                self._lib.virDomainFree(domain)
-                if described is not None:
-                    out.append(described)
+            return [Handle(self._lib, self._libc, found[i]) for i in range(count)]
         finally:
             self._libc.free(ctypes.cast(found, _POINTER))
-        return out
-
-    def _describe(self, domain: int | None) -> tuple[str, str] | None:
-        """Return UUID and XML; None where the domain went away meanwhile."""
-        buffer = ctypes.create_string_buffer(_UUID_LENGTH)
-        if self._lib.virDomainGetUUIDString(domain, buffer) < 0:
-            return None
-        text = self._lib.virDomainGetXMLDesc(domain, 0)
-        if not text:
-            return None
-        try:
-            return buffer.value.decode("ascii", "replace"), ctypes.string_at(text).decode("utf-8", "replace")
-        finally:
-            self._libc.free(text)
 
     def _last(self) -> str:
         said = self._lib.virGetLastErrorMessage()
         return " ".join((said or b"no reason given").decode("utf-8", "replace").split())[:300]
+
+
+class Handle:
+    """One domain. What it is called and whether it runs was in the list; :meth:`xml` has to ask, and may hang."""
+
+    def __init__(self, lib: ctypes.CDLL, libc: ctypes.CDLL, handle: int | None) -> None:
+        self._lib, self._libc, self._handle = lib, libc, handle
+        buffer = ctypes.create_string_buffer(_UUID_LENGTH)
+        lib.virDomainGetUUIDString(handle, buffer)
+        self.uuid = buffer.value.decode("ascii", "replace").lower()
+        self.name = (lib.virDomainGetName(handle) or b"").decode("utf-8", "replace")
+        number = lib.virDomainGetID(handle)
+        self.number = -1 if number == _NO_ID else int(number)
+
+    def xml(self) -> str | None:
+        """Return the domain's XML; None where it went away meanwhile."""
+        text = self._lib.virDomainGetXMLDesc(self._handle, 0)
+        if not text:
+            return None
+        try:
+            return ctypes.string_at(text).decode("utf-8", "replace")
+        finally:
+            self._libc.free(text)
+
+    def free(self) -> None:
+        """Let go of it."""
+        self._lib.virDomainFree(self._handle)

@@ -43,6 +43,11 @@ class Watch:
         self._heard = self._again = 0.0
         self._domains: tuple[Domain, ...] = ()
         self._trouble = ""
+        self._asked = ""
+        """The domain that is being asked for its XML."""
+        self._mute: set[str] = set()
+        """Domains that did not answer, and are not asked for now."""
+        self._unmute = 0.0
         self._answered = not spec.libvirt
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="foreshare-discovery", daemon=True)
@@ -94,18 +99,26 @@ class Watch:
         if "error" in message:
             self._trouble = str(message["error"])
             return
-        if "domains" in message:
+        if "asking" in message:
+            self._asked = str(message["asking"])
+        elif "domains" in message:
             self._domains = tuple(from_json(d) for d in message["domains"])
-            self._answered, self.failures, self._trouble = True, 0, ""
+        elif "alive" in message:  # whoever was asked has answered
+            self._answered, self.failures, self._trouble, self._asked = True, 0, "", ""
 
     def _start_agent(self, now: float) -> None:
-        self._buffer, self._heard, self._trouble = b"", now + START_S, ""
+        self._buffer, self._heard, self._trouble, self._asked = b"", now + START_S, "", ""
+        if now >= self._unmute:
+            self._mute.clear()
+            self._unmute = now + LONGEST_WAIT_S
         self._agent = subprocess.Popen(
-            [sys.executable, "-m", f"{__package__}.agent", self._spec.libvirt],
+            [sys.executable, "-m", f"{__package__}.agent", self._spec.libvirt, *sorted(self._mute)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
 
     def _failed(self, why: str) -> None:
+        if self._asked:  # the others need not suffer from one domain that hangs: its name and number are known
+            self._mute.add(self._asked)
         self._end_agent()
         self._trouble, self._answered = why, True
         self._again = time.monotonic() + min(FIRST_WAIT_S * 2**self.failures, LONGEST_WAIT_S)
