@@ -7,6 +7,7 @@ top of what the (empty) cgroups report; everything else, every read and every wr
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import time
@@ -29,6 +30,8 @@ from .loop import ControlLoop, LoopOptions, Tick
 from .session import HalChoice, open_hal
 
 WARM_UP_TICKS = 50
+REST_S = 30.0
+"""How long to wait for groups to be made again: resctrl looks for ids that came free once a second."""
 LINUX_UNITS_PER_CPU = 100
 """A benchmark host may have two CPUs and 64 VMs: each needs a unit, so units are hundredths of a CPU there."""
 
@@ -252,8 +255,16 @@ def _groups_of(ticks: list[list[tuple[str, bytes]]]) -> Iterator[None]:
     """Make the resctrl groups of a trace again, which went with the run that made them; remove them at the end."""
     folders = sorted({os.path.dirname(path) for tick in ticks for path, _ in tick if path.endswith("/schemata")})
     try:
+        until = time.monotonic() + REST_S
         for folder in folders:
-            os.mkdir(folder)
+            while True:
+                try:
+                    os.mkdir(folder)
+                    break
+                except OSError as error:  # the monitoring ids of the groups that went are still resting
+                    if error.errno != errno.EBUSY or time.monotonic() > until:
+                        raise HostError(f"{folder}: {error.strerror}") from error
+                time.sleep(0.2)
         yield
     finally:
         for folder in folders:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from resctrl_guest import clean_mount
+from resctrl_guest import clean_mount, ids_come_back
 
 pytestmark = [
     pytest.mark.lab,
@@ -26,6 +26,8 @@ def clean() -> Iterator[None]:
 
 @pytest.mark.timeout(900)
 def test_the_floor_has_resctrl_in_it() -> None:
+    if not ids_come_back():
+        pytest.skip("this guest's monitoring ids never come back: the groups cannot be made a second time")
     program = [str(Path(sys.executable).parent / "foreshare"), "bench", "tick", "--hal", "linux", "--vms", "64"]
     done = subprocess.run([*program, "--ticks", "100", "--json"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
