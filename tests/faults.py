@@ -36,6 +36,7 @@ TESTS: dict[int, tuple[str, ...]] = {
          "lab/test_lab_resctrl_soak.py::test_sixteen_vms_and_everything_that_can_happen"),
     21: ("unit/test_linux_resctrl.py::test_a_domain_that_comes_back_gets_its_masks_in_the_same_tick",
          "lab/test_lab_resctrl_soak.py::test_sixteen_vms_and_everything_that_can_happen"),
+    23: ("lab/test_lab_cgroup2.py::test_an_isolated_vm_has_a_partition_and_what_reads_invalid_is_none",),
     24: ("integration/test_linux_cgroup1.py::test_a_refused_shrink_stops_the_plan_and_other_refusals_do_not",
          "integration/test_linux_cgroup1.py::test_nested_cpusets_follow_in_an_order_that_the_kernel_accepts"),
     25: ("integration/test_linux_run.py::test_somebody_elses_writes_are_found_and_mended",
@@ -75,7 +76,6 @@ OPEN: dict[int, str] = {
     15: "a system call that never returns stops the loop: writes are not made by a process that could be given up",
     16: "a tool that writes the registers past resctrl leaves no trace in its files, so there is nothing to compare",
     22: "a cpuset above a VM's own that lost a CPU (v1) is not ours to write; the VM's own is, once it is read back",
-    23: "cpuset partitions are not used, so none can become invalid",
 }
 """By fault: what is missing, and why."""
 ELSEWHERE: dict[int, str] = {

@@ -72,6 +72,7 @@ class Config:
             vms=self.vms,
             cpus=self.host.cpus,
             placement=self.host.placement,
+            cpu_partitions=self.host.cpu_partitions,
             io=tuple(d.spec() for d in self.host.io),
             resctrl=self.host.resctrl.spec(),
             discovery=self.host.discovery.spec(),

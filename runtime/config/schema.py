@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from foreshare.envs.hal.linux.cpu_partitions import PartitionMode
 from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
 from foreshare.envs.hal.linux.resctrl.names import GroupNames
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
@@ -220,6 +221,10 @@ class HostConfig:
     """CPUs that may be handed out, all the others are left alone; default: all that are online."""
     placement: PlacementMode = field(default="auto", metadata=_key(choice(("auto", "cpuset", "affinity")), '"auto"'))
     """How VMs are kept on their CPUs: cpuset cgroups, the affinity of each thread, or (auto) cpuset where it works."""
+    cpu_partitions: PartitionMode = field(
+        default="off", metadata=_key(choice(("off", "root", "isolated")), '"isolated"')
+    )
+    """Keep everything else on the host off isolated VMs' cores too: cpuset partitions of cgroup v2."""
     io: tuple[IoDeviceConfig, ...] = field(
         default=(),
         metadata=_key(_array(_table(IoDeviceConfig), 64), '[{ device = "/dev/vda", bandwidth = "200MB/s" }]'),

@@ -23,6 +23,7 @@ from .arrivals import Arrivals
 from .cgroups import find_hierarchies
 from .claim import Held
 from .controls import VmControls
+from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
 from .opening import Opener, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
@@ -94,6 +95,7 @@ class LinuxHal:
                 self._controls, self._threads, self._vms, self._topology, self._devices, spec.io, spec.period_us,
                 self._clock,
             )  # fmt: skip
+            self.cpu_partitions = CpuPartitions(self._controls, self._writer.apart, spec.cpu_partitions)
             self._sampler = Sampler(
                 self._controls, self._threads, self._topology, self._devices, self._writer.limits, self._clock,
                 waits=schedstat_works(self._roots), settle=self._writer.settle,
@@ -151,7 +153,7 @@ class LinuxHal:
         """Fill ``reading`` in place."""
         self._arrivals.follow(self._sampler.present, self._attach, self._arrived)
         self._sampler.sample(reading)
-        self._tend_children()
+        self._tend_cpusets()
         if self.partitions is not None:
             self.partitions.dirty |= self._follow_cpus()
         if self._upkeep is not None:
@@ -319,10 +321,11 @@ class LinuxHal:
         if self.partitions is not None and self._upkeep is not None:
             self._upkeep.welcome(row)
 
-    def _tend_children(self) -> None:
-        """Look after cgroups that appeared below the VMs' own: a tenth of the VMs each time."""
+    def _tend_cpusets(self) -> None:
+        """Look after partitions, and after cgroups that appeared below the VMs' own: a tenth of the VMs each time."""
         if not self._claimed:
             return
+        self.cpu_partitions.tend(self._sampler.present, self._writer.limits.cpus)
         self._turn += 1
         for row in range(self._turn % RESCAN_TICKS, len(self._controls), RESCAN_TICKS):
             if self._sampler.present[row]:
