@@ -28,8 +28,10 @@ def clean() -> Iterator[None]:
 def test_the_floor_has_resctrl_in_it() -> None:
     if not ids_come_back():
         pytest.skip("this guest's monitoring ids never come back: the groups cannot be made a second time")
-    program = [str(Path(sys.executable).parent / "foreshare"), "bench", "tick", "--hal", "linux", "--vms", "64"]
-    done = subprocess.run([*program, "--ticks", "100", "--json"], capture_output=True, text=True, check=False)
+    program = [str(Path(sys.executable).parent / "foreshare"), "bench", "tick", "--hal", "linux", "--vms", "24"]
+    done = subprocess.run(
+        [*program, "--ticks", "40", "--tick-ms", "400", "--json"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     figures = {
@@ -37,5 +39,5 @@ def test_the_floor_has_resctrl_in_it() -> None:
     }
     print(figures | {"apply": said["stages"]["apply"]})
     assert {"cpu", "cache", "memory"} <= set(said["resources"])
-    assert said["changed_vms_per_tick"] >= 16
+    assert said["changed_vms_per_tick"] >= 6
     assert said["floor_ratio_p50"] < 6, "a guest without KVM is no place to hold the bar of 2"

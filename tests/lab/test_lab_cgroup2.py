@@ -195,6 +195,7 @@ def test_temporary_cgroups_leave_nothing() -> None:
     assert control.read_text() == before
 
 
+@pytest.mark.timeout(300)
 def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Path) -> None:
     """`foreshare run` on real cgroups v2: an isolated VM beside a shared one; afterwards both may run anywhere again.
 
