@@ -17,6 +17,7 @@ import time
 from typing import Any
 
 from foreshare.envs.hal.linux.roots import Roots
+from foreshare.policies.errors import ForeshareError
 
 from .domains import from_json
 from .homes import Homes
@@ -43,6 +44,8 @@ class Watch:
         self._heard = self._again = 0.0
         self._domains: tuple[Domain, ...] = ()
         self._trouble = ""
+        self._said = ""
+        """What the agent gave as its reason to end."""
         self._asked = ""
         """The domain that is being asked for its XML."""
         self._mute: set[str] = set()
@@ -68,8 +71,15 @@ class Watch:
     def _run(self) -> None:
         try:
             while not self._stop.is_set():
-                self._listen()
-                self._publish()
+                try:
+                    self._listen()
+                except (OSError, ValueError, KeyError, TypeError) as error:  # no line of ours, or no process to be had
+                    self._failed(f"{type(error).__name__}: {error}")
+                try:
+                    self._publish()
+                except (OSError, ForeshareError) as error:  # the cgroups are being taken apart: the next look says more
+                    self._trouble = str(error)
+                    self._stop.wait(PERIOD_S)
         finally:
             self._end_agent()
 
@@ -86,7 +96,7 @@ class Watch:
         if ready:
             data = os.read(pipe.fileno(), 1 << 20)
             if not data or len(self._buffer) > _MOST_BYTES:
-                self._failed(self._trouble or "the process that asks libvirt ended")
+                self._failed(self._said or "the process that asks libvirt ended")
                 return
             self._heard = time.monotonic()
             *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -97,7 +107,7 @@ class Watch:
 
     def _take(self, message: dict[str, Any]) -> None:
         if "error" in message:
-            self._trouble = str(message["error"])
+            self._said = str(message["error"])
             return
         if "asking" in message:
             self._asked = str(message["asking"])
@@ -107,7 +117,7 @@ class Watch:
             self._answered, self.failures, self._trouble, self._asked = True, 0, "", ""
 
     def _start_agent(self, now: float) -> None:
-        self._buffer, self._heard, self._trouble, self._asked = b"", now + START_S, "", ""
+        self._buffer, self._heard, self._said, self._asked = b"", now + START_S, "", ""
         if now >= self._unmute:
             self._mute.clear()
             self._unmute = now + LONGEST_WAIT_S
