@@ -17,6 +17,8 @@ from typing import Protocol
 import numpy as np
 
 from foreshare.envs.hal import Hal, Host, Receipt
+from foreshare.envs.hal.linux.guardian import Guardian
+from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.envs.hal.simulated import SimulatedHal
 from foreshare.envs.simulator.host import Simulator
@@ -29,6 +31,8 @@ from foreshare.policies.presence import Presence
 from foreshare.policies.reading import Quality, Reading
 
 MindMaker = Callable[[Host], Mind]
+_RESET_PLANS = 8
+"""Plans that lead back to the reservations: writes that no order makes safe wait for the next one."""
 
 
 class World(Protocol):
@@ -77,7 +81,12 @@ class HalWorld:
         self.moves: IntArray = np.zeros(1, np.int64)
         self._receipt, self._presence, self._tick_ns = Receipt(), Presence(n), tick_ns
         self._make_mind = make_mind
-        hal.claim(lambda originals: None)
+        self._guardian = _guardian(hal)
+        try:
+            hal.claim(self._guardian.remember if self._guardian is not None else lambda originals: None)
+        except BaseException:
+            self._dismiss()
+            raise
         self._begin()
 
     def _begin(self) -> None:
@@ -87,9 +96,18 @@ class HalWorld:
         self._next_ns = self.hal.clock.now_ns()
 
     def restart(self) -> None:
-        """Forget what was learnt, and go on from what the host holds now."""
-        self.mind = self._make_mind(Host(self.hal.topology, self.hal.vms))
-        self._presence = Presence(len(self.mind.host))
+        """Forget what was learnt, give every VM its reservation back, and go on from there."""
+        self.mind = self._make_mind(Host(self.hal.topology, self.hal.vms, self.mind.host.active))
+        hal, mind, held = self.hal, self.mind, self.held
+        hal.read_back(held)
+        mind.adopt(held)
+        mind.placer.place(mind.host.reservation.copy(), mind.decision.placement)
+        for _ in range(_RESET_PLANS):
+            plan = build_plan(mind.host, held, mind.decision.placement)
+            if not len(plan):
+                break
+            hal.apply(plan, 0, self._receipt)
+            advance(held, plan, self._receipt, mind.decision.placement, mind.host)
         self._begin()
 
     def sense(self) -> None:
@@ -129,7 +147,20 @@ class HalWorld:
 
     def close(self) -> None:
         """See :class:`World`."""
-        self.hal.close()
+        try:
+            self.hal.close()
+        finally:
+            self._dismiss()
+
+    def _dismiss(self) -> None:
+        if self._guardian is not None:
+            self._guardian.dismiss()
+            self._guardian = None
+
+
+def _guardian(hal: Hal) -> Guardian | None:
+    """Return what puts a real host back where this process is killed; a simulated one ends with it."""
+    return Guardian(hal.roots) if isinstance(hal, LinuxHal) else None
 
 
 class SimulatedWorld:

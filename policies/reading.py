@@ -18,7 +18,7 @@ class Quality(IntFlag):
     MISSING = 1
     """No value: the counter is not there, could not be read, or said so."""
     STALE = 2
-    """The value is older than one tick."""
+    """The value is older than one tick, or an earlier reading had it already: nothing new was observed."""
     CENSORED = 4
     """Usage stood at its limit: demand was at least this."""
     RESET = 8

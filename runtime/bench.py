@@ -7,11 +7,12 @@ top of what the (empty) cgroups report; everything else, every read and every wr
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +31,8 @@ from .loop import ControlLoop, LoopOptions, Tick
 from .session import HalChoice, open_hal
 
 WARM_UP_TICKS = 50
+REST_S = 30.0
+"""How long to wait for groups to be made again: resctrl looks for ids that came free once a second."""
 LINUX_UNITS_PER_CPU = 100
 """A benchmark host may have two CPUs and 64 VMs: each needs a unit, so units are hundredths of a CPU there."""
 
@@ -92,7 +95,7 @@ class DrivenHal:
         """Sample for real, then replace what can be moved by the demand."""
         self._real.sample(reading)
         demand = self._churn.next()
-        for r in (Resource.CPU, Resource.IO):
+        for r in Resource:
             reading.usage[:, r] = reading.demand_low[:, r] = demand[:, r]
             reading.quality[:, r] = Quality.OK
 
@@ -186,6 +189,7 @@ def _bench_linux(bench: TickBench) -> dict[str, Any]:
     """Measure on cgroups made for the occasion, then the same writes again with nothing around them."""
     from foreshare.envs.hal.linux.floor import measure_floor
     from foreshare.envs.hal.linux.hal import LinuxHal
+    from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec
     from foreshare.envs.hal.linux.roots import Roots
     from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
     from foreshare.envs.hal.linux.temporary import temporary_cgroups
@@ -199,6 +203,7 @@ def _bench_linux(bench: TickBench) -> dict[str, Any]:
             units_per_cpu=LINUX_UNITS_PER_CPU,
             period_us=LINUX_UNITS_PER_CPU * 1000,
             io=(IoDevice(device=device, bandwidth_bytes=1e9),) if device else (),
+            resctrl=ResctrlSpec(memory_bandwidth=100e9),
         )
         real = LinuxHal(spec, roots)
         try:
@@ -206,25 +211,27 @@ def _bench_linux(bench: TickBench) -> dict[str, Any]:
             figures = _measure(DrivenHal(real, Churn(Host(real.topology, real.vms), bench.seed)), bench)
         finally:
             real.close()
-        with closing(LinuxHal(spec, roots, read_only=True)) as reader:
+        with closing(LinuxHal(spec, roots, read_only=True)) as reader, _groups_of(writes):
             floor = percentiles(_floor_us(reader, writes, bench.tick_ms)[WARM_UP_TICKS:])
-        alone = percentiles(np.asarray(measure_floor(writes, round(bench.tick_ms * 1e6)))[WARM_UP_TICKS:])
+            alone = percentiles(np.asarray(measure_floor(writes, round(bench.tick_ms * 1e6)))[WARM_UP_TICKS:])
     apply_us = figures["stages"]["apply"]["p50"]
     ratio = round(apply_us / floor["p50"], 3) if floor["p50"] else None
     return figures | {"floor_us": floor, "floor_ratio_p50": ratio, "floor_alone_us": alone}
 
 
 def _floor_us(reader: Hal, ticks: list[list[tuple[str, bytes]]], tick_ms: float) -> FloatArray:
-    """Return (T,) us that the same writes take in a tight loop, nothing else, with caches as cold as in a tick.
+    """Return (T,) us that the same calls take in a tight loop, nothing else, with caches as cold as in a tick.
 
     What makes a tick's writes slow is what came before: ten milliseconds of other work and the reading of every
     counter. So both happen here, too, outside the clock. A program that does nothing but these writes
     (``floor_alone_us``, in C) has its caches to itself.
     """
+    from foreshare.envs.hal.linux.floor import READ_BYTES
+
     reading = Reading.empty(len(reader.vms))
-    files = {path: os.open(path, os.O_WRONLY | os.O_CLOEXEC) for path in {p for tick in ticks for p, _ in tick}}
+    files = {path: os.open(path, os.O_RDWR | os.O_CLOEXEC) for path in {p for tick in ticks for p, _ in tick}}
     calls = [[(files[path], data) for path, data in tick] for tick in ticks]
-    spent, clock, write = np.empty(len(calls)), reader.clock, os.pwrite
+    spent, clock, write, read = np.empty(len(calls)), reader.clock, os.pwrite, os.pread
     try:
         next_ns = clock.now_ns()
         for i, tick in enumerate(calls):
@@ -233,12 +240,37 @@ def _floor_us(reader: Hal, ticks: list[list[tuple[str, bytes]]], tick_ms: float)
             reader.sample(reading)
             start = time.perf_counter_ns()
             for fd, data in tick:
-                write(fd, data, 0)
+                if data:
+                    write(fd, data, 0)
+                else:
+                    read(fd, READ_BYTES, 0)
             spent[i] = time.perf_counter_ns() - start
     finally:
         for fd in files.values():
             os.close(fd)
     return spent * 1e-3
+
+
+@contextmanager
+def _groups_of(ticks: list[list[tuple[str, bytes]]]) -> Iterator[None]:
+    """Make the resctrl groups of a trace again, which went with the run that made them; remove them at the end."""
+    folders = sorted({os.path.dirname(path) for tick in ticks for path, _ in tick if path.endswith("/schemata")})
+    try:
+        until = time.monotonic() + REST_S
+        for folder in folders:
+            while True:
+                try:
+                    os.mkdir(folder)
+                    break
+                except OSError as error:  # the monitoring ids of the groups that went are still resting
+                    if error.errno != errno.EBUSY or time.monotonic() > until:
+                        raise HostError(f"{folder}: {error.strerror}") from error
+                time.sleep(0.2)
+        yield
+    finally:
+        for folder in folders:
+            with suppress(FileNotFoundError):
+                os.rmdir(folder)
 
 
 def _some_disk(sys_root: str) -> str:

@@ -16,6 +16,8 @@ import numpy as np
 from foreshare.envs.hal.linux import capabilities
 from foreshare.envs.hal.linux.candidates import vm_candidates
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
+from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
+from foreshare.envs.hal.linux.discovery.watch import Watch
 from foreshare.envs.hal.linux.inventory import cpu_fields, inventory
 from foreshare.envs.hal.linux.roots import Roots, read_text
 from foreshare.envs.hal.linux.topology import discover
@@ -33,13 +35,15 @@ LATE_US: Final = 500
 """A timer that is later than this at p99 eats a tenth of the shortest tick."""
 _CONTROLLERS: Final = ("cpu", "cpuset", "cpuacct", "memory", "blkio", "io")
 
+_LIBVIRT_SOCKET = "/run/libvirt/libvirt-sock-ro"
+
 
 def examine(roots: Roots | None = None) -> dict[str, Any]:
     """Return everything that can be found out, as JSON values.
 
-    Keys: ``resources`` (by resource: measure, move, interface, unit, units, why_not), ``vms``, ``clock``, ``host``,
-    ``inventory``, ``resctrl``, ``root``, ``cgroup``, ``advice``. Raises HostError where neither /proc nor /sys can be
-    read at all.
+    Keys: ``resources`` (by resource: measure, move, interface, unit, units, why_not), ``vms``, ``libvirt``, ``clock``,
+    ``host``, ``inventory``, ``resctrl``, ``root``, ``cgroup``, ``advice``. Raises HostError where neither /proc nor
+    /sys can be read at all.
     """
     roots = roots or Roots()
     if not any(_listable(folder) for folder in (roots.proc, roots.sys)):
@@ -47,6 +51,7 @@ def examine(roots: Roots | None = None) -> dict[str, Any]:
     report: dict[str, Any] = {
         "resources": _resources(roots),
         "vms": vm_candidates(roots),
+        "libvirt": _libvirt(roots),
         "clock": _clock(roots),
         "host": _host(roots),
         "inventory": inventory(roots),
@@ -66,6 +71,22 @@ def run_doctor(json: bool, stream: TextIO) -> int:
     else:
         stream.write(render(report, stream))
     return 0
+
+
+def _libvirt(roots: Roots) -> dict[str, Any]:
+    """Return the domains of the machine's libvirt, and which cgroup each lives in now."""
+    if roots != Roots() or not os.path.exists(_LIBVIRT_SOCKET):
+        return {"domains": [], "why_none": f"no libvirt listens at {_LIBVIRT_SOCKET}"}
+    watch = Watch(DiscoverySpec(), roots)
+    try:
+        found = watch.first()
+    finally:
+        watch.close()
+    domains = [
+        {"uuid": d.uuid, "name": d.name, "running": d.number >= 0, "vcpus": d.vcpus, "disks": list(d.disks),
+         "nics": list(d.nics), "cgroup": found.homes.get(d.uuid)} for d in found.domains
+    ]  # fmt: skip
+    return {"domains": domains, "why_none": found.trouble or ("" if domains else "it has no domains")}
 
 
 def _listable(folder: str) -> bool:

@@ -31,7 +31,11 @@ class Section:
 def render(report: dict[str, Any], stream: TextIO | None = None) -> str:
     """Return the report as text: coloured and as wide as the terminal where ``stream`` is one, else plain."""
     page = [_resources(report), _host(report), _memory(report), _pcie(report), _disks(report), _power(report)]
-    page += [_vms(report), Section("What would help", notes=report["advice"] or ["Nothing: all of it is there."])]
+    page += [
+        _vms(report),
+        _libvirt(report),
+        Section("What would help", notes=report["advice"] or ["Nothing: all of it is there."]),
+    ]
     text = _rich(page, stream) if stream is not None and stream.isatty() else _plain(page)
     return encodable(text, stream)
 
@@ -202,6 +206,17 @@ def _vms(report: dict[str, Any]) -> Section:
     return Section(
         "VMs that a configuration could name", ("name", "cgroup", "uuid", "pid") if rows else (), rows, notes
     )
+
+
+def _libvirt(report: dict[str, Any]) -> Section:
+    rows = [
+        (d["name"], d["uuid"], "runs" if d["running"] else "is off", str(d["vcpus"]), d["cgroup"] or "-",
+         ", ".join([*d["disks"], *d["nics"]]) or "-")
+        for d in report["libvirt"]["domains"]
+    ]  # fmt: skip
+    notes = [_sentence("", report["libvirt"]["why_none"])] if report["libvirt"]["why_none"] else []
+    columns = ("name", "uuid", "state", "vCPUs", "cgroup", "disks and NICs") if rows else ()
+    return Section("Domains of libvirt, which a configuration can name by uuid alone", columns, rows, notes)
 
 
 def _said(value: object, otherwise: str = UNKNOWN) -> str:

@@ -82,7 +82,7 @@ class Counts:
     by_fallback: int = 0
     writes: int = 0
     deferred: int = 0
-    """Writes that did not fit into their tick's budget."""
+    """Writes that did not fit into their tick's budget, or found a lock held."""
     deferred_longest: int = 0
     """Most ticks that any VM waited for a deferred write."""
     failed: int = 0
@@ -189,11 +189,13 @@ class ControlLoop:
         self._account(t_ns, decision, plan)
 
     def _verify(self, plan: Plan) -> None:
-        """Read back some VMs' controls and believe what the kernel says."""
+        """Read back some VMs' controls, and those that refused a write, and believe what the kernel says."""
         if not self._verify_rows:
             return
         rows = self._verify_rows[self._verify_at % len(self._verify_rows)]
         self._verify_at += 1
+        if self._receipt.failures:
+            rows = np.union1d(rows, plan.vm[[failure.index for failure in self._receipt.failures]])
         held, seen = self._held, self._seen
         seen.units[rows], seen.cpus[rows], seen.ways[rows] = held.units[rows], held.cpus[rows], held.ways[rows]
         self.hal.read_back(seen, rows)
@@ -217,18 +219,20 @@ class ControlLoop:
         else:
             counts.by_fallback += 1
             self._event("fallback", -1, decision.fault)
-        counts.writes += receipt.done
-        counts.deferred += len(plan) - receipt.done
+        waiting = [failure.index for failure in receipt.failures if failure.deferred]
+        counts.writes += receipt.done - len(waiting)
+        counts.deferred += len(plan) - receipt.done + len(waiting)
         if len(plan):
             counts.changed_vms += len(np.unique(plan.vm))
         left = np.zeros(len(self._waiting), bool)
         left[plan.vm[receipt.done :]] = True
+        left[plan.vm[waiting]] = True
         self._waiting[left] += 1
         self._waiting[~left] = 0
         counts.deferred_longest = max(counts.deferred_longest, int(self._waiting.max(initial=0)))
         for failure in receipt.failures:
             row = int(plan.vm[failure.index])
-            if not failure.gone:
+            if not failure.gone and not failure.deferred:
                 counts.failed += 1
                 self._event("write-failed", row, failure.text)
         for kind, row, text in self.meter.update(t_ns, self._reading, decision, self._held):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -55,6 +56,11 @@ class WriteFailure:
     text: str
     gone: bool = False
     """The VM is no longer there (ENOENT, ENODEV, ESRCH): not an error, drop it."""
+
+    @property
+    def deferred(self) -> bool:
+        """Whether it was not refused but has to wait: no time was left, another tool holds a lock."""
+        return self.errno in (errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 @dataclass(slots=True)

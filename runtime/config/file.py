@@ -72,16 +72,18 @@ class Config:
             vms=self.vms,
             cpus=self.host.cpus,
             placement=self.host.placement,
+            cpu_partitions=self.host.cpu_partitions,
             io=tuple(d.spec() for d in self.host.io),
             resctrl=self.host.resctrl.spec(),
+            discovery=self.host.discovery.spec(),
         )
 
 
 def load_config(path: Path, *, policies: frozenset[str] | None = None, need_cgroups: bool = False) -> Config:
     """Read and check the file at ``path``.
 
-    ``policies`` are the names that ``policy.name`` may have (None: any). ``need_cgroups`` refuses VMs without a cgroup,
-    for backends that have no other way to find them. Raises ConfigError with one line: file, line, and why.
+    ``policies`` are the names that ``policy.name`` may have (None: any). ``need_cgroups`` refuses VMs without a cgroup
+    or a uuid, for backends that have no other way to find them. Raises ConfigError with one line: file, line, and why.
     """
     name = str(path) if str(path).isprintable() else repr(str(path))
     return parse_config(_read(path, name), path=name, policies=policies, need_cgroups=need_cgroups)
@@ -155,8 +157,11 @@ def _check(document: Document, policies: frozenset[str] | None, need_cgroups: bo
     _unique("VM identity", [vm.identity for vm in vms], ("vm",), "uuid")
     homes = {vm.cgroup: vm.name for vm in vms if vm.cgroup}
     for i, vm in enumerate(vms):
-        if need_cgroups and not vm.cgroup:
-            raise Refused("'cgroup' is missing, such as cgroup = \"demo/redis\"", ("vm", i), sentence=True)
+        if need_cgroups and not vm.cgroup and not vm.uuid:
+            why = (
+                "'cgroup' is missing, such as cgroup = \"demo/redis\", or the 'uuid' of a libvirt domain to find it by"
+            )
+            raise Refused(why, ("vm", i), sentence=True)
         for above in _ancestors(vm.cgroup):
             if above in homes:
                 raise Refused(f"is inside the cgroup of VM {shown(homes[above])}", ("vm", i, "cgroup"))

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
+from foreshare.envs.hal.linux.cpu_partitions import PartitionMode
+from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
 from foreshare.envs.hal.linux.resctrl.names import GroupNames
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
 from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
@@ -170,6 +172,47 @@ class ResctrlConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AmountsConfig:
+    """Amounts of the four resources; what is left out is not said."""
+
+    cpu: float | None = field(default=None, metadata=_key(number(0, MAX_CPUS, "CPUs"), "0.5"))
+    """CPU time, in logical CPUs: 1.5 is one and a half."""
+    cache: int | None = field(default=None, metadata=_key(whole(0, 64), "2"))
+    """Ways of the last-level cache."""
+    memory: float | None = field(default=None, metadata=_key(rate(), '"2GB/s"'))
+    """Memory bandwidth."""
+    io: float | None = field(default=None, metadata=_key(rate(), '"20MB/s"'))
+    """IO bandwidth over all the devices that [host] names."""
+
+    def amounts(self) -> Amounts:
+        """Return the same amounts as the hardware layer takes them."""
+        return Amounts(cpu=self.cpu, cache=self.cache, memory=self.memory, io=self.io)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiscoveryConfig:
+    """How VMs with a uuid and no cgroup are found, again each time they start. All of it may be left out."""
+
+    libvirt: str = field(default="qemu:///system", metadata=_key(text(512), '"qemu:///system"'))
+    """URI of the libvirt that runs them; "off": do not ask it."""
+    processes: bool = field(default=True, metadata=_key(boolean(), "true"))
+    """Look for QEMU processes started with -uuid too, where each has a cgroup to itself."""
+    all_domains: bool = field(default=False, metadata=_key(boolean(), "false"))
+    """Manage every domain that libvirt knows when foreshare starts, named here or not."""
+    reservation: AmountsConfig = field(default=AmountsConfig(), metadata=_key(_table(AmountsConfig), "{ cpu = 0.5 }"))
+    """What each of those that are not named is always given back at once."""
+    timeout_ms: float = field(default=2000.0, metadata=_key(number(10, 60000, "ms"), "2000"))
+    """A call of libvirt that takes longer is given up; the tick never waits for any."""
+
+    def spec(self) -> DiscoverySpec:
+        """Return the table as the hardware layer takes it."""
+        return DiscoverySpec(
+            libvirt="" if self.libvirt == "off" else self.libvirt, processes=self.processes,
+            all_domains=self.all_domains, reservation=self.reservation.amounts(), timeout_ms=self.timeout_ms,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class HostConfig:
     """The machine and the loop. The table and every key in it may be left out."""
 
@@ -179,6 +222,10 @@ class HostConfig:
     """CPUs that may be handed out, all the others are left alone; default: all that are online."""
     placement: PlacementMode = field(default="auto", metadata=_key(choice(("auto", "cpuset", "affinity")), '"auto"'))
     """How VMs are kept on their CPUs: cpuset cgroups, the affinity of each thread, or (auto) cpuset where it works."""
+    cpu_partitions: PartitionMode = field(
+        default="off", metadata=_key(choice(("off", "root", "isolated")), '"isolated"')
+    )
+    """Keep everything else on the host off isolated VMs' cores too: cpuset partitions of cgroup v2."""
     io: tuple[IoDeviceConfig, ...] = field(
         default=(),
         metadata=_key(_array(_table(IoDeviceConfig), 64), '[{ device = "/dev/vda", bandwidth = "200MB/s" }]'),
@@ -186,6 +233,10 @@ class HostConfig:
     """Block devices whose bandwidth is handed out; without any, IO is not moved."""
     resctrl: ResctrlConfig = field(default=ResctrlConfig(), metadata=_key(_table(ResctrlConfig), '{ use = "auto" }'))
     """Cache ways and memory bandwidth: a table of its own, below."""
+    discovery: DiscoveryConfig = field(
+        default=DiscoveryConfig(), metadata=_key(_table(DiscoveryConfig), '{ libvirt = "off" }')
+    )
+    """How VMs are found by their uuid: a table of its own, below."""
     state_dir: str = field(default="/run/foreshare", metadata=_key(absolute_path(), '"/run/foreshare"'))
     """Folder of the journal that puts the host back after a crash; it must not outlive a reboot."""
 
@@ -216,31 +267,13 @@ class MigrateConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AmountsConfig:
-    """Amounts of the four resources; what is left out is not said."""
-
-    cpu: float | None = field(default=None, metadata=_key(number(0, MAX_CPUS, "CPUs"), "0.5"))
-    """CPU time, in logical CPUs: 1.5 is one and a half."""
-    cache: int | None = field(default=None, metadata=_key(whole(0, 64), "2"))
-    """Ways of the last-level cache."""
-    memory: float | None = field(default=None, metadata=_key(rate(), '"2GB/s"'))
-    """Memory bandwidth."""
-    io: float | None = field(default=None, metadata=_key(rate(), '"20MB/s"'))
-    """IO bandwidth over all the devices that [host] names."""
-
-    def amounts(self) -> Amounts:
-        """Return the same amounts as the hardware layer takes them."""
-        return Amounts(cpu=self.cpu, cache=self.cache, memory=self.memory, io=self.io)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class VmConfig:
     """One VM, container or service: anything that lives in a cgroup. One table for each."""
 
     name: str = field(metadata=_key(text(MAX_NAME), '"redis"'))
     """For people; never becomes part of a path."""
     cgroup: str = field(default="", metadata=_key(cgroup_path(), '"demo/redis"'))
-    """Its cgroup, as a path below the cgroup root without leading slash; only simulated hosts do without."""
+    """Its cgroup, as a path below the cgroup root without leading slash; without one it is found by its uuid."""
     uuid: str = field(default="", metadata=_key(uuid_text(), '"6f1d0b5e-6c57-4b0b-9a55-5f0e5ba5e000"'))
     """Identity that outlives renames; derived from the cgroup (or the name) where you give none."""
     priority: int = field(default=0, metadata=_key(whole(-1000, 1000), "0"))

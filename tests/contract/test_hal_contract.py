@@ -329,6 +329,7 @@ def test_close_puts_back_what_was_found_and_may_be_called_twice(backend: Backend
 
 
 def test_time_does_not_go_back(backend: Backend) -> None:
+    """Fault 36."""
     clock = backend.hal.clock
     a = clock.now_ns()
     clock.sleep_until(a + 2 * TICK_NS)

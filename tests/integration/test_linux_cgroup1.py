@@ -200,6 +200,7 @@ def test_drift_is_seen_and_a_changed_period_mended() -> None:
 
 
 def test_nested_cpusets_follow_in_an_order_that_the_kernel_accepts() -> None:
+    """Fault 24."""
     with temporary_cgroups(1) as (path,):
         children = [f"{path}/emulator", f"{path}/emulator/io", f"{path}/vcpu0"]
         for child, cpus in zip(children, ("0-1", "1", "0"), strict=True):
@@ -330,6 +331,7 @@ def test_the_next_start_takes_over_from_a_killed_one(again: str, start: Callable
 
 
 def test_a_record_of_another_boot_or_kind_is_no_original() -> None:
+    """Fault 40."""
     with temporary_cgroups(1) as (path,):
         hal = LinuxHal(LinuxSpec(vms=(vm(path),)))
         with pytest.raises(InputError, match="not a record"):
@@ -357,6 +359,7 @@ def test_a_namesake_is_left_alone() -> None:
 
 
 def test_a_vm_that_vanishes_is_absent_and_its_writes_fail_as_gone() -> None:
+    """Fault 1."""
     with temporary_cgroups(3) as (a, b, c), opened(LinuxSpec(vms=(vm(a), vm(b), vm(c)))) as (hal, _):
         reading = Reading.empty(3)
         hal.sample(reading)
@@ -379,6 +382,7 @@ def test_a_vm_that_vanishes_is_absent_and_its_writes_fail_as_gone() -> None:
 
 
 def test_a_refused_shrink_stops_the_plan_and_other_refusals_do_not() -> None:
+    """Fault 24."""
     with temporary_cgroups(2) as (a, b), opened(LinuxSpec(vms=(vm(a), vm(b)))) as (hal, _):
         nobody: list[int] = []
         path_of(a, "cpu.cfs_quota_us").write_text("-1")
@@ -539,6 +543,8 @@ def test_a_claim_that_fails_half_way_is_undone(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_no_descriptor_is_left_behind() -> None:
+    """Fault 49."""
+
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))
 

@@ -232,6 +232,7 @@ def test_a_vm_that_goes_in_mid_run_is_no_error(three: Place) -> None:
 
 
 def test_somebody_elses_writes_are_found_and_mended(three: Place) -> None:
+    """Fault 25."""
     a, b, _ = three.cgroups
     three.write(vm_table("a", a, ISOLATED, "reservation = { cpu = 1 }", "cap = { cpu = 1 }"), vm_table("b", b))
     before = snapshot(three.cgroups)
@@ -244,6 +245,7 @@ def test_somebody_elses_writes_are_found_and_mended(three: Place) -> None:
 
 
 def test_two_at_once_are_refused(three: Place) -> None:
+    """Fault 41."""
     three.write(*(vm_table(c, c) for c in three.cgroups))
     before = snapshot(three.cgroups)
     first = subprocess.Popen(
@@ -323,6 +325,7 @@ RESERVED = {"one": (1.0, 0.3, 0.2), "two": (1.0, 1.0)}
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("kills", [4, pytest.param(25, marks=[pytest.mark.soak, pytest.mark.timeout(600)])])
 def test_kill_9_at_random_moments(three: Place, layout: str, kills: int) -> None:
+    """Fault 38."""
     vms = three.cgroups[: len(LAYOUTS[layout])]
     three.write(*(vm_table(c, c, *lines) for c, lines in zip(vms, LAYOUTS[layout], strict=True)))
     apart = [c for c, lines in zip(vms, LAYOUTS[layout], strict=True) if ISOLATED in lines]

@@ -20,6 +20,7 @@ from foreshare.envs.hal.linux.capabilities import probe
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
 from foreshare.envs.hal.linux.floor import measure_floor
 from foreshare.envs.hal.linux.hal import LinuxHal
+from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec
 from foreshare.envs.hal.linux.restore import restore
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.spec import LinuxSpec
@@ -194,6 +195,7 @@ def test_temporary_cgroups_leave_nothing() -> None:
     assert control.read_text() == before
 
 
+@pytest.mark.timeout(300)
 def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Path) -> None:
     """`foreshare run` on real cgroups v2: an isolated VM beside a shared one; afterwards both may run anywhere again.
 
@@ -232,3 +234,49 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
             process.wait()
             if process.stdout is not None:
                 process.stdout.close()
+
+
+def partition_of(cgroup: str) -> str:
+    return (root() / cgroup / "cpuset.cpus.partition").read_text().strip()
+
+
+@pytest.mark.timeout(300)
+def test_an_isolated_vm_has_a_partition_and_what_reads_invalid_is_none() -> None:
+    """Fault 23: the write is accepted; what is read back counts, then and later."""
+    names = ("fs-alone", "fs-other", "fs-stranger")
+    with temporary_cgroups(1) as (nested,):
+        for name in names:
+            (root() / name).mkdir()
+        try:
+            vms = [VmSpec(name=n, cgroup=n, zone=0) for n in names[1:2]]
+            vms += [VmSpec(name=c, cgroup=c, zone=0, isolation=Isolation.ISOLATED) for c in (names[0], nested)]
+            hal = LinuxHal(LinuxSpec(vms=tuple(vms), cpu_partitions="root", resctrl=ResctrlSpec(use="off")))
+            hal.claim(lambda doc: None)
+            reading = Reading.empty(3)
+
+            def ticks(n: int) -> None:
+                for _ in range(n):
+                    hal.sample(reading)
+
+            ticks(12)
+            assert partition_of(names[0]) == "member", "not before it has cores of its own"
+            for row, cpus in ((0, (0, 1)), (1, (2, 3)), (2, (4, 5))):
+                assert one(hal, Control.CPUS, row, 0, cpus).failures == []
+            ticks(12)
+            assert partition_of(names[0]) == "root" and hal.cpu_partitions.why_not[1] == ""
+            assert "2" not in (root() / "cpuset.cpus.effective").read_text().strip().replace("-3", "-"), "left the host"
+            assert partition_of(nested) == "member", "its parent is no partition"
+            assert "invalid" in hal.cpu_partitions.why_not[2]
+            assert one(hal, Control.CPUS, 1, 0, (6, 7)).failures == []
+            ticks(12)
+            assert partition_of(names[0]) == "root" and hal.cpu_partitions.breaches == 0
+            (root() / names[0] / "cpuset.cpus.partition").write_text("member")
+            (root() / names[2] / "cpuset.cpus").write_text("6-7")
+            ticks(12)  # somebody else has the cores in a cpuset of its own: the kernel says so, or takes it
+            state = partition_of(names[0])
+            assert state in ("member", "root") and (state == "root") == (hal.cpu_partitions.why_not[1] == "")
+            hal.close()
+            assert partition_of(names[0]) == "member"
+        finally:
+            for name in names:
+                (root() / name).rmdir()

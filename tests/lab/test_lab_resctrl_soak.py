@@ -17,12 +17,14 @@ from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.temporary import temporary_cgroups
 from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.envs.hal.types import Receipt
-from foreshare.policies.decide import Mind, decide_tick
+from foreshare.policies.decide import UNHURRIED, Mind, decide_tick
 from foreshare.policies.host import Host, Placement
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import make_mind
 
-TICKS = int(os.environ.get("FORESHARE_LAB_TICKS", "300"))
+TICKS = int(os.environ.get("FORESHARE_LAB_TICKS", "200"))
+PLUGS = (4, 5, 6, 7), (7,)
+"""CPUs that go offline and come back together; all of a domain: its groups have full masks then."""
 pytestmark = [
     pytest.mark.lab,
     pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
@@ -41,6 +43,7 @@ class Demanding:
     def __init__(self, hal: LinuxHal, policy: str, seed: int) -> None:
         self.hal, self.host = hal, Host(hal.topology, hal.vms)
         self.mind: Mind = make_mind(policy, self.host)
+        self.mind.options = UNHURRIED  # which ticks a slow guest decides late must not matter
         self.rng = np.random.default_rng(seed)
         self.held, self.reading = Placement.empty(len(hal.vms), hal.topology.cpus), Reading.empty(len(hal.vms))
         hal.read_back(self.held)
@@ -63,12 +66,13 @@ class Demanding:
         advance(self.held, plan, self.receipt, self.mind.decision.placement, self.host)
         self.writes += self.receipt.done
         self.failures += [f.text for f in self.receipt.failures]
-        rows = np.arange(number % n, number % n + 1)
-        hal.read_back(self.held, rows)
+        refused = plan.vm[[f.index for f in self.receipt.failures]]
+        hal.read_back(self.held, np.union1d(refused, [number % n]).astype(np.int64))
 
 
-def offline(cpu: int, online: int) -> None:
-    Path(f"/sys/devices/system/cpu/cpu{cpu}/online").write_text(str(online))
+def set_online(cpus: tuple[int, ...], online: int) -> None:
+    for cpu in cpus:
+        Path(f"/sys/devices/system/cpu/cpu{cpu}/online").write_text(str(online))
 
 
 @pytest.mark.timeout(3600)
@@ -90,7 +94,8 @@ def test_sixteen_vms_and_everything_that_can_happen() -> None:
         assert parts is not None
         default = (ROOT / "schemata").read_text()
         run = Demanding(hal, "triage", 3)
-        grace, off, thrown, seen = len(parts.groups) + 2, False, {"rmdir": 0, "reset": 0, "cpu": 0, "umount": 0}, 0
+        off: tuple[int, ...] = ()
+        grace, seen, thrown = len(parts.groups) + 2, 0, {"rmdir": 0, "reset": 0, "cpu": 0, "umount": 0}
         owners_seen: set[int] = set()
         for number in range(TICKS):
             fault = ""
@@ -102,14 +107,15 @@ def test_sixteen_vms_and_everything_that_can_happen() -> None:
                 if fault == "rmdir" and thrown["rmdir"] < (12 if ids_come_back() else 1):
                     (ROOT / name).rmdir()
                 elif fault == "cpu":
-                    off = not off
-                    offline(7, 0 if off else 1)
+                    plug = PLUGS[thrown["cpu"] // 2 % 2]
+                    set_online(plug, 1 if off else 0)
+                    off = () if off else plug
                 else:
                     fault = "reset"
                     with contextlib.suppress(OSError):
                         (ROOT / name / "schemata").write_text("L3:0=fff\nMB:0=100\n")
                 thrown[fault] += 1
-                grace = len(parts.groups) + 2 if fault == "reset" else 1 if fault == "cpu" else len(parts.groups) + 2
+                grace = len(parts.groups) + 2 if fault == "reset" else 1
             if number == TICKS // 2:
                 subprocess.run(["umount", "--lazy", str(ROOT)], check=True)
                 thrown["umount"] += 1
@@ -147,10 +153,10 @@ def test_sixteen_vms_and_everything_that_can_happen() -> None:
                 assert (other / "schemata").read_text() == theirs
                 assert (ROOT / "schemata").read_text() == default
         if off:
-            offline(7, 1)
+            set_online(off, 1)
             run.tick(TICKS)
         assert thrown["rmdir"] > 0 and thrown["umount"] == 1 and thrown["cpu"] > 1, thrown
-        assert seen > TICKS // 3 and len(owners_seen) >= 2
+        assert seen > TICKS // 2 and len(owners_seen) >= 2
         for row, process in enumerate(processes):
             assert group_of(process.pid) == parts.named[int(parts.state.group[row])][0]
         print(thrown, "owners", sorted(owners_seen), "writes", run.writes, "failures", len(run.failures),

@@ -22,6 +22,7 @@ def draw_matrix(data: st.DataObject, host: Host, elements: st.SearchStrategy[flo
 
 @given(host=hosts(), data=st.data())
 def test_any_numbers_become_a_feasible_allocation(host: Host, data: st.DataObject) -> None:
+    """Fault 31."""
     guard = Guard(host)
     held = host.reservation.copy()
     for _ in range(3):
@@ -42,6 +43,7 @@ def test_any_numbers_become_a_feasible_allocation(host: Host, data: st.DataObjec
     ),
 )
 def test_any_shape_becomes_the_reservations(host: Host, proposal: object) -> None:
+    """Fault 30."""
     guard = Guard(host)
     units = guard.admit(proposal, host.reservation.astype(float), host.reservation)  # type: ignore[arg-type] # the point
     check_feasible(host, units)

@@ -246,6 +246,17 @@ def test_cgroups_are_needed_only_where_the_backend_says_so() -> None:
     assert parse_config(VM).vms[0].cgroup == ""
     with pytest.raises(ConfigError, match=r"^f:1: 'cgroup' is missing"):
         parse_config(VM, path="f", need_cgroups=True)
+    by_uuid = parse_config(f'{VM}uuid = "6F1D0B5E-6c57-4b0b-9a55-5f0e5ba5e000"\n', need_cgroups=True)
+    assert by_uuid.vms[0].cgroup == "" and by_uuid.vms[0].uuid
+
+
+def test_discovery_is_a_table_of_its_own() -> None:
+    c = parse_config('[host.discovery]\nlibvirt = "off"\nall_domains = true\nreservation = { cpu = 0.5 }\n')
+    spec = c.linux_spec().discovery
+    assert (spec.libvirt, spec.processes, spec.all_domains, spec.reservation.cpu) == ("", True, True, 0.5)
+    assert parse_config("").linux_spec().discovery.libvirt == "qemu:///system"
+    with pytest.raises(ConfigError, match="timeout_ms"):
+        parse_config("[host.discovery]\ntimeout_ms = 1\n")
 
 
 def test_too_many_vms_are_refused() -> None:

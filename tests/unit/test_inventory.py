@@ -106,6 +106,7 @@ def pci_tree(root: Path) -> Roots:
 
 
 def test_pcie_devices_with_link_driver_node_and_virtual_functions(tmp_path: Path) -> None:
+    """Fault 51."""
     found = pcie(pci_tree(tmp_path))
     port, nic = found["devices"]
     assert found["without_link"] == 1
@@ -125,6 +126,7 @@ def test_pcie_devices_with_link_driver_node_and_virtual_functions(tmp_path: Path
     ("speed", "width"), [("Unknown", "255"), ("Unknown speed", "63"), ("", ""), ("8", "-1"), ("\0", "x4")]
 )
 def test_a_link_that_says_nonsense_is_unknown(tmp_path: Path, speed: str, width: str) -> None:
+    """Fault 50."""
     folder = "sys/bus/pci/devices/0000:02:00.0"
     roots = write(tmp_path, {f"{folder}/current_link_speed": speed, f"{folder}/current_link_width": width})
     (device,) = pcie(roots)["devices"]

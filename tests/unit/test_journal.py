@@ -143,6 +143,7 @@ def _signed(**changes: object) -> bytes:
          "originals", "no-body", "huge"],
 )  # fmt: skip
 def test_what_does_not_check_out_is_put_aside(state: StateDir, data: bytes) -> None:
+    """Fault 39."""
     file_of(state).write_bytes(data)
     assert state.read() is None
     assert state.sidelined == "journal.corrupt-0"
@@ -202,6 +203,7 @@ def test_a_disk_that_cannot_put_aside_or_clear_is_one_clear_line(
 
 
 def test_a_journal_of_another_boot_is_recognised(state: StateDir) -> None:
+    """Fault 40."""
     file_of(state).write_bytes(_signed(boot_id="00000000-0000-0000-0000-000000000000"))
     entry = state.read()
     assert entry is not None and not entry.same_boot and not state.sidelined
@@ -217,6 +219,7 @@ def _holder(path: str) -> subprocess.Popen[str]:
 
 
 def test_a_lease_keeps_others_out_and_ends_with_its_process(tmp_path: Path) -> None:
+    """Fault 42."""
     path = str(tmp_path / "state")
     with _holder(path) as process:
         with pytest.raises(HostError) as error, StateDir(path):

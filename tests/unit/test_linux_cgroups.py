@@ -31,6 +31,7 @@ def tree(tmp_path: Path, mountinfo: str) -> Roots:
 
 
 def test_hybrid_mounts_are_told_apart(tmp_path: Path) -> None:
+    """Fault 26."""
     roots = tree(tmp_path, HYBRID)
     (tmp_path / "cg/unified/cgroup.controllers").write_text("io memory\n")
     found = find_hierarchies(roots)
@@ -55,6 +56,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("path", HOSTILE)
 def test_hostile_paths_are_refused(path: str, tmp_path: Path) -> None:
+    """Fault 29."""
     with pytest.raises(InputError):
         split_path(path)
     with pytest.raises(InputError):
@@ -105,12 +107,14 @@ def test_a_walk_gives_parents_before_children(tmp_path: Path) -> None:
 
 
 def test_only_positive_thread_ids_leave_the_parser() -> None:
+    """Fault 4."""
     assert parse_tids(b"12\n0\n0\n-3\n7\n") == [12, 7]
     with pytest.raises(ValueError, match="invalid"):
         parse_tids(b"12\ngarbage\n")
 
 
 def test_threads_born_during_a_scan_are_found() -> None:
+    """Fault 5."""
     answers = iter([[1], [1, 2], [1, 2, 3], [1, 2, 3]])
     assert settled(lambda: next(answers)) == {1, 2, 3}
     forever = iter(range(100))

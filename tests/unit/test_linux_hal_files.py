@@ -278,6 +278,7 @@ def test_a_missing_controller_file_names_the_remedy(tmp_path: Path, clock: HandC
 
 
 def test_without_a_cpuset_controller_affinity_is_taken(tmp_path: Path, clock: HandClock) -> None:
+    """Fault 26."""
     roots = v2(tmp_path)
     put(tmp_path, {"cg/cgroup.controllers": "cpu io"})
     hal = hal_of(roots, clock)

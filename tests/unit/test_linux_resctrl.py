@@ -212,7 +212,7 @@ def test_restore_removes_ours_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_an_unknown_error_comes_with_the_kernels_words(tmp_path: Path) -> None:
-    """Fault 6: EINVAL on schemata; the value stays as it was, and the receipt says why in the kernel's own words."""
+    """Faults 6 and 54: EINVAL on schemata; the value stays as it was, the receipt has the kernel's own words."""
     host = FakeHost(tmp_path, zones=lambda i: 0)
     hal = host.open()
     claim(hal)
@@ -237,7 +237,7 @@ def test_the_lock_of_other_tools_is_waited_for_and_then_given_up(tmp_path: Path)
     claim(hal)
     host.fake.locked_by_other = True
     (failure,) = apply(hal, (WAYS, 0, 0b110)).failures
-    assert failure.errno == errno.EWOULDBLOCK and "another tool holds the lock" in failure.text
+    assert failure.errno == errno.EWOULDBLOCK and failure.deferred and "another tool holds the lock" in failure.text
     assert held(hal).ways[0] == 0
     host.fake.locked_by_other = False
     assert apply(hal, (WAYS, 0, 0b110)).failures == []
@@ -319,12 +319,74 @@ def test_a_group_that_is_removed_is_made_again(tmp_path: Path) -> None:
     apply(hal, (WAYS, 0, 0b110), (MEMORY, 0, 4))
     name = name_of(hal, 0)
     fd = host.fake.open(host.fake.path, 0)
-    host.fake.rmdir(name, dir_fd=fd)
-    tick(host, hal, 8)
-    assert host.masks(name)[0] == 0b110 and host.bandwidth(name)[0] == 40
-    assert host.tasks(name) == set(host.tids[0])
+    tick(host, hal, 3)
+    for _ in range(5):  # whosever turn it is to be read back
+        host.fake.rmdir(name, dir_fd=fd)
+        tick(host, hal)
+        assert host.masks(name)[0] == 0b110 and host.bandwidth(name)[0] == 40
+        assert host.tasks(name) == set(host.tids[0])
     host.fake.close(fd)
     hal.close()
+
+
+@pytest.mark.parametrize("lost", ["old", "new"])
+def test_a_vm_whose_class_is_removed_while_it_moves_is_not_lost(lost: str, tmp_path: Path) -> None:
+    """Fault 13: the kernel puts its threads into the default group, where nothing bounds them."""
+    host = FakeHost(tmp_path, n=12, zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    tick(host, hal, 3)
+    fd = host.fake.open(host.fake.path, 0)
+    gone: list[str] = []
+
+    def meanwhile(operation: str, path: str) -> None:
+        if operation == "rename" and not gone:
+            old = path.split("/", maxsplit=1)[0]
+            gone.extend([old] if lost == "old" else sorted(host.groups() - {old}))
+            for name in gone:
+                host.fake.kernel.remove(host.fake.kernel.groups[name])
+
+    host.fake.before = meanwhile
+    apply(hal, (WAYS, 2, 0b110))
+    tick(host, hal, 40)
+    assert gone
+    for row in range(12):
+        assert set(host.tids[row]) <= host.tasks(name_of(hal, row))
+    assert host.masks(name_of(hal, 2))[0] == 0b110 and host.tasks(name_of(hal, 2)) == set(host.tids[2])
+    host.fake.close(fd)
+    hal.close()
+
+
+def test_no_write_is_longer_than_the_kernel_takes(tmp_path: Path) -> None:
+    """Fault 55: a host of 900 L3 domains, all of which change."""
+    domains = {d: frozenset({d % 8} if d < 8 else ()) for d in range(900)}
+    hardware = Hardware(domains=domains, cbm_bits=20, shareable=0, mb_closids=16, amd=True, sparse=True, mb_min=0,
+                        mb_max=2048, mb_gran=1, linear=False)  # fmt: skip
+    host = FakeHost(tmp_path, hardware, n=1, isolated=(0,), zones=lambda i: 0)
+    hal = host.open(memory=20e9)
+    claim(hal)
+    lengths = [len(data) for path, data in host.fake.writes if path.endswith("schemata")]
+    assert max(lengths) <= 4096 and sum(lengths) > 4096, "more than one was needed"
+    name = name_of(hal, 0)
+    assert len(host.masks(name)) == 900 and set(host.masks(name).values()) == {1}
+    hal.close()
+
+
+def test_promises_that_cannot_be_kept_are_taken_back_together(tmp_path: Path) -> None:
+    """Fault 14: in whatever order a plan names them, nobody loses ways because a lock was held."""
+    for plan in ([(WAYS, 0, 0b110), (WAYS, 1, 0b111000)], [(WAYS, 1, 0b111000), (WAYS, 0, 0b110)]):
+        host = FakeHost(tmp_path / f"first{plan[0][1]}", isolated=(0, 1), zones=lambda i: 0)
+        hal = host.open()
+        claim(hal)
+        assert apply(hal, (WAYS, 0, 0b11110), (WAYS, 1, 0b100000)).failures == []
+        host.fake.locked_by_other = True
+        failures = apply(hal, *plan).failures
+        assert [f.deferred for f in failures] == [True, True]
+        host.fake.locked_by_other = False
+        assert held(hal).ways.tolist()[:2] == [0b11110, 0b100000]
+        assert hal.partitions is not None
+        assert hal.partitions.state.ways.tolist()[:2] == [0b11110, 0b100000]
+        hal.close()
 
 
 def test_a_domain_that_comes_back_gets_its_masks_in_the_same_tick(tmp_path: Path) -> None:
@@ -499,8 +561,17 @@ def test_counters_become_rates_and_whatever_is_no_number_is_missing(tmp_path: Pa
     assert np.isnan(one("9000", "1", "1", ahead_ns=2_100_000_000).usage[0, Resource.MEMORY]), "a gap of two seconds"
     r = one(str(9000 + 10**9), "2", "2")
     assert r.usage[0, Resource.MEMORY] == pytest.approx(1.0)
-    r = tick(host, hal, 3)
-    assert r.quality[0, Resource.MEMORY] & Quality.STALE
+    assert not r.quality[0, Resource.MEMORY] & Quality.STALE
+    for _ in range(3):
+        r = tick(host, hal)
+        assert r.usage[0, Resource.MEMORY] == pytest.approx(1.0)
+        assert r.quality[0, Resource.MEMORY] == Quality.STALE
+    apply(hal, (MEMORY, 0, 1))
+    r = tick(host, hal)
+    assert r.quality[0, Resource.MEMORY] == Quality.STALE and r.limit[0, Resource.MEMORY] == 10, "seen under 10 units"
+    r = one(str(9000 + 3 * 10**9), "2", "2")
+    assert r.quality[0, Resource.MEMORY] == Quality.CENSORED and r.limit[0, Resource.MEMORY] == 1
+    assert tick(host, hal).quality[0, Resource.MEMORY] == Quality.CENSORED | Quality.STALE
     r = tick(host, hal, 210)
     assert r.quality[0, Resource.MEMORY] & Quality.MISSING
     hal.close()
@@ -551,6 +622,7 @@ def test_names_hold_nothing_of_what_a_user_wrote() -> None:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    """Fault 12: a mount that is there is taken, none is ever made."""
     host = FakeHost(tmp_path)
     hal = host.open(memory=None)
     assert hal.topology.pool(Resource.MEMORY, 0).units == 0 and hal.topology.ways == 10

@@ -111,6 +111,7 @@ def test_ticks_start_at_absolute_times() -> None:
     ("takes", "missed"), [(0.99, 0), (1.0, 0), (1.5, 1), (2.0, 1), (2.000001, 2), (3.7, 3), (100.2, 100)]
 )
 def test_an_overrun_costs_the_ticks_it_ran_into(takes: float, missed: int) -> None:
+    """Fault 37."""
     host = small_host()
     hal = FakeHal(host)
     hal.tick_takes_ns = lambda tick: round(takes * TICK) if tick == 5 else 0  # sample 0 is the warm-up
@@ -147,6 +148,7 @@ def hang(tick: int) -> object:
     ids=["raises", "nan", "shape", "text", "inf", "complex", "list"],
 )  # fmt: skip
 def test_a_failing_policy_costs_only_its_ticks(answer: Callable[[int], object]) -> None:
+    """Fault 30."""
     host = small_host()
     hal = FakeHal(host, flapping(4))
     bad = {10, 11, 30}
@@ -160,6 +162,7 @@ def test_a_failing_policy_costs_only_its_ticks(answer: Callable[[int], object]) 
 
 
 def test_a_late_policy_loses_its_tick() -> None:
+    """Fault 32."""
     host = small_host()
     hal = FakeHal(host)
     now = 0
@@ -223,6 +226,38 @@ def test_the_budget_ends_a_plan() -> None:
     assert counts.missed == 0
 
 
+def test_a_write_that_finds_a_lock_held_is_deferred_not_failed() -> None:
+    """Fault 14."""
+    host = small_host()
+    hal = FakeHal(host, flapping(4))
+    hal.refuse = lambda c, row: errno.EWOULDBLOCK if 5 <= hal.samples < 9 and c == Control.CPU else 0
+    loop, log = looped(hal, host)
+    log.each = lambda tick: believes_truth(loop, hal)
+    counts = loop.run(20)
+    assert counts.failed == 0 and log.kinds("write-failed") == []
+    assert counts.deferred > 4 and counts.deferred_longest > 0
+    assert counts.writes == sum(len(plan) for plan in hal.plans) - counts.deferred
+
+
+def test_a_vm_that_refused_a_write_is_read_back_in_the_same_tick() -> None:
+    host = small_host()
+    hal = FakeHal(host, flapping(4))
+    refused: list[int] = []
+
+    def refuse(control: int, row: int) -> int:
+        if control == Control.CPU and hal.samples == 7:
+            refused.append(row)
+            hal.held.units[row, 0] = 1  # and it does not hold what it did
+            return errno.EIO
+        return 0
+
+    hal.refuse = refuse
+    loop, log = looped(hal, host, verify_ticks=1000)
+    log.each = lambda tick: believes_truth(loop, hal)
+    loop.run(12)
+    assert refused and set(log.kinds("drift")) >= set(refused)
+
+
 @pytest.mark.parametrize("control", [Control.CPU, Control.MEMORY, Control.IO, Control.WAYS, Control.CPUS])
 def test_a_refused_write_is_not_believed_and_is_tried_again(control: Control) -> None:
     host = small_host(4, isolation=[1, 0, 0, 0])
@@ -244,6 +279,7 @@ def test_a_refused_write_is_not_believed_and_is_tried_again(control: Control) ->
 
 
 def test_drift_is_found_within_a_round_and_rewritten() -> None:
+    """Fault 25."""
     host = small_host(5)
     hal = FakeHal(host)
     loop, log = looped(hal, host, verify_ticks=10)
@@ -320,6 +356,7 @@ def test_all_vms_may_go_and_come_back() -> None:
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_zero_vms_and_one(n: int) -> None:
+    """Fault 52."""
     host = small_host(n)
     hal = FakeHal(host, lambda tick: 30.0)
     loop, _ = looped(hal, host)
@@ -331,6 +368,7 @@ def test_zero_vms_and_one(n: int) -> None:
 
 
 def test_demand_above_capacity_keeps_reservations() -> None:
+    """Fault 52."""
     host = small_host(6)
     hal = FakeHal(host, lambda tick: 1e6)
     loop, log = looped(hal, host)

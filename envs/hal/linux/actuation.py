@@ -60,22 +60,57 @@ class Writer:
         free = {v: [quota_payload(v, NO_LIMIT, period_us)] * (most + 1) for v in (1, 2)}
         apart = table.isolation != Isolation.SHARED
         self._quota_payloads = [(free if apart[i] else tables)[vm.quota.version] for i, vm in enumerate(vms)]
-        self._apart = apart
-        io_tables = {
+        self.apart: BoolArray = apart
+        """(N,) VMs that own whole cores."""
+        self._io_tables = {
             v: [[io_payload(v, d, int(rate * max(u, 1))) for u in range(IO_UNITS + 1)]
                 for d, rate in zip(devices, self._rates, strict=True)] for v in (1, 2)
         }  # fmt: skip
-        self._io_writes = [[(knob.fd, io_tables[knob.version][d]) for knob, d in vm.io] for vm in vms]
-        self._quota_fds = [vm.quota.fd for vm in vms]
+        self._io_writes: list[list[tuple[int, list[bytes]]]] = [[] for _ in vms]
+        self._quota_fds = [-1] * n
+        self._paths: dict[int, str] = {}
         self._quota_read: dict[tuple[int, bytes, bytes], float] = {}
         self._unsettled: tuple[list[int], list[int], list[int], bytes, list[int]] | None = None
         self._untraced: list[tuple[list[int], list[bytes], int]] = []
         self._period_lost: set[int] = set()
         """Rows (v1) whose period somebody else changed: seen when reading back, mended before the next quota."""
         self.limits = Limits(np.full(n, np.inf), np.ones((n, topology.cpus), bool), np.full(n, np.inf))
-        self._by_affinity = [(row, threads[row]) for row, vm in enumerate(vms) if not vm.cpuset]
-        self._paths = {k.fd: k.path for vm in vms for k in (vm.quota, *vm.cpuset[:1], *(k for k, _ in vm.io))}
+        self._by_affinity: list[int] = []
         self.trace: list[list[tuple[str, bytes]]] | None = None
+        self.others: list[tuple[str, bytes]] = []
+        """Calls of the same tick that somebody else made: they come behind ours in the trace."""
+        for row in range(n):
+            self.bind(row)
+
+    def bind(self, row: int) -> None:
+        """Write to the files that a VM has now."""
+        vm = self._vms[row]
+        self._io_writes[row] = [(knob.fd, self._io_tables[knob.version][d]) for knob, d in vm.io]
+        self._quota_fds[row] = vm.quota.fd
+        self._period_lost.discard(row)
+        self._paths |= {k.fd: k.path for k in (vm.quota, *vm.cpuset[:1], *(k for k, _ in vm.io))}
+        self._by_affinity = [r for r, other in enumerate(self._vms) if not other.cpuset and not other.absent]
+        self.limits.quota[row] = self.limits.io[row] = np.inf
+        self.limits.cpus[row] = True
+
+    def tend_children(self, row: int) -> None:
+        """Look for cgroups that appeared below a VM's cpuset (v1: a hot-plugged vCPU has one) and move them along.
+
+        Raises OSError.
+        """
+        vm = self._vms[row]
+        if vm.children_changed():
+            self.settle()
+            vm.reopen_cpuset()
+            data = self._lists.payload(self.limits.cpus[row].tobytes())
+            write_cpus(vm.cpuset, data, data, b"")
+
+    def confine(self, row: int, cpus: BoolArray) -> None:
+        """Keep a VM on ``cpus`` (C,), outside any plan. Raises OSError."""
+        self.settle()
+        if self._vms[row].cpuset:
+            self.limits.cpus[row] |= cpus
+        self._move_all(row, cpus, cpus.tobytes())
 
     def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
         """Write ``plan`` (see :class:`~foreshare.envs.hal.protocol.Actuation`).
@@ -173,7 +208,7 @@ class Writer:
 
     def _failed(self, error: OSError, index: int, control: int, row: int, receipt: Receipt) -> bool:
         """Note a failure; return whether what comes behind it may not be written."""
-        gone = error.errno in GONE
+        gone = error.errno in GONE or self._vms[row].absent
         receipt.failures.append(WriteFailure(index, error.errno or 0, self._explain(control, row, error), gone))
         return control == _CPUS and not gone
 
@@ -199,7 +234,7 @@ class Writer:
                 into.cpus[row] = self.limits.cpus[row]
                 quota = self._read_quota(row, vm)
                 self.limits.quota[row] = quota
-                if quota == np.inf or (self._apart[row] and quota >= self._top):
+                if quota == np.inf or (self.apart[row] and quota >= self._top):
                     quota = int(self.limits.cpus[row].sum()) * self._upc
                 into.units[row, Resource.CPU] = quota
                 into.units[row, [Resource.CACHE, Resource.MEMORY]] = 0
@@ -267,7 +302,8 @@ class Writer:
 
     def _confine_strays(self, receipt: Receipt) -> None:
         """Confine what a rescan found. Where the kernel refuses, they stay strays and the next tick tries again."""
-        for row, threads in self._by_affinity:
+        for row in self._by_affinity:
+            threads = self._threads[row]
             if threads.stray:
                 self.settle()
                 found = list(threads.stray)
@@ -284,7 +320,7 @@ class Writer:
         if self.trace is not None:
             paths, batches = self._paths, self._untraced
             pairs = (pair for fds, datas, n in batches for pair in zip(fds[:n], datas[:n], strict=True))
-            self.trace.append([(paths[fd], data) for fd, data in pairs])
+            self.trace.append([*((paths[fd], data) for fd, data in pairs), *self.others])
         self._untraced = []
         controls, rows, values, raw_sets, failed = self._unsettled
         self._unsettled = None
@@ -293,7 +329,7 @@ class Writer:
         ok[failed] = False
         at = ok & (control == _CPU)
         units = np.clip(value[at], 1, self._top)
-        self.limits.quota[row[at]] = np.where(self._apart[row[at]], np.inf, units)
+        self.limits.quota[row[at]] = np.where(self.apart[row[at]], np.inf, units)
         at = ok & (control == _CPUS)
         if at.any():
             self.limits.cpus[row[at]] = np.frombuffer(raw_sets, bool).reshape(-1, self._width)[value[at]]

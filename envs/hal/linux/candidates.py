@@ -33,31 +33,38 @@ def vm_candidates(roots: Roots) -> list[dict[str, Any]]:
     """
     found = sorted(_processes(roots), key=lambda vm: (vm["cgroup"] or "", vm["pid"]))[:MAX_FOUND]
     seen = {vm["cgroup"] for vm in found}
-    for cgroup in sorted(_scopes(roots)):
+    for cgroup in sorted(scopes(roots)):
         if cgroup not in seen and len(found) < MAX_FOUND:
             found.append({"name": _scope_name(cgroup), "cgroup": cgroup, "uuid": None, "pid": None})
     return found
 
 
 def _processes(roots: Roots) -> Iterator[dict[str, Any]]:
+    """Yield the processes that run VMs."""
     try:
         pids = [n for n in os.listdir(roots.proc) if n.isascii() and n.isdigit()]
     except OSError:
         return
     for pid in sorted(pids, key=int)[:MAX_PROCESSES]:
-        comm = read_text(f"{roots.proc}/{pid}/comm") or ""
-        if not comm.startswith(_MONITORS):
-            continue
-        # The last argument ends in a NUL too.
-        argv = (read_text(f"{roots.proc}/{pid}/cmdline") or "").split("\0")
-        uuid = _option(argv, "-uuid") or _option(argv, "--id") or ""
-        cgroup = _cgroup(read_text(f"{roots.proc}/{pid}/cgroup") or "")
-        yield {
-            "name": _guest(argv) or comm,
-            "cgroup": cgroup,
-            "uuid": uuid.lower() if _UUID.fullmatch(uuid) else None,
-            "pid": int(pid),
-        }
+        found = vm_process(roots, int(pid))
+        if found is not None:
+            yield found
+
+
+def vm_process(roots: Roots, pid: int) -> dict[str, Any] | None:
+    """Return what a process that runs a VM says of itself; None for any other."""
+    comm = read_text(f"{roots.proc}/{pid}/comm") or ""
+    if not comm.startswith(_MONITORS):
+        return None
+    # The last argument ends in a NUL too.
+    argv = (read_text(f"{roots.proc}/{pid}/cmdline") or "").split("\0")
+    uuid = _option(argv, "-uuid") or _option(argv, "--id") or ""
+    return {
+        "name": _guest(argv) or comm,
+        "cgroup": _cgroup(read_text(f"{roots.proc}/{pid}/cgroup") or ""),
+        "uuid": uuid.lower() if _UUID.fullmatch(uuid) else None,
+        "pid": pid,
+    }
 
 
 def _option(argv: list[str], name: str) -> str | None:
@@ -96,7 +103,8 @@ def _cgroup(text: str) -> str | None:
     return path
 
 
-def _scopes(roots: Roots) -> Iterator[str]:
+def scopes(roots: Roots) -> Iterator[str]:
+    """Yield the cgroups that are named as libvirt names a VM's, as a configuration would name them."""
     hierarchies = find_hierarchies(roots)
     mount = hierarchies.controllers.get("cpu") or hierarchies.unified
     if mount is None:

@@ -25,6 +25,7 @@ from .controls import (
     parse_quota,
     write_cpus,
 )  # fmt: skip
+from .cpu_partitions import FILE as PARTITION_FILE
 from .restore import KIND, VERSION, boot_id, items_of, put_bandwidth, put_weight, weight_file
 from .roots import Roots, read_text
 from .threads import VmThreads
@@ -54,6 +55,8 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
     """
     items: list[dict[str, Any]] = []
     for vm, threads in zip(held.controls, held.threads, strict=True):
+        if vm.absent:
+            continue
         for group in vm.cpu.walk():
             bandwidth = _bandwidth(group)
             if group is vm.cpu:
@@ -73,6 +76,7 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
                 [g.path, g.inode, _must(g, "cpuset.cpus").decode().strip(), not _must(g, "cpuset.mems").strip()]
                 for g in vm.cpuset_tree
             ]
+            items += _partition(vm.cpuset_tree[0])
             items.append({"what": "cpuset", "cgroup": vm.cgroup, "tree": tree})
         if vm.io_group is not None:
             items += [_io(vm.io_group, device) for device in held.devices]
@@ -134,6 +138,8 @@ def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> None:
     """
     children = {i["cgroup"]: i for i in found["items"] if i["what"] == "bandwidth"}
     for row, vm in enumerate(held.controls):
+        if vm.absent:
+            continue
         mine = children[vm.cgroup]
         for path, item in children.items():
             if path.startswith(vm.cgroup + "/") and item["quota"] != NO_LIMIT:
@@ -197,6 +203,15 @@ def _bandwidth(group: Cgroup) -> dict[str, Any]:
     else:  # below the VM, without the cpu controller
         quota, period = NO_LIMIT, 0
     return {"what": "bandwidth", "cgroup": group.path, "inode": group.inode, "quota": quota, "period": period}
+
+
+def _partition(group: Cgroup) -> list[dict[str, Any]]:
+    """Return the item of a v2 cpuset's partition; it comes before the cpuset's, whose CPUs bind it."""
+    state = group.read(PARTITION_FILE) if group.mount.version == 2 else None
+    if state is None:
+        return []
+    word = state.decode("ascii", "replace").partition(" ")[0].strip()
+    return [{"what": "partition", "cgroup": group.path, "inode": group.inode, "state": word}]
 
 
 def _io(group: Cgroup, device: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Payloads end in a newline, as echo would write them; the kernel strips it.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from foreshare.policies.errors import HostError
@@ -108,6 +109,16 @@ class VmControls:
     """(file, index of the device): v1 has a file for each direction, in v2 one file limits both."""
     io_group: Cgroup | None = None
     io_stat_fd: int = -1
+    usage_unified: bool = False
+    """v1: usage_fd is cpu.stat of the unified hierarchy, because the VM has no cpuacct cgroup (libvirt on a hybrid
+    host makes none: to it, v2 always counts CPU time)."""
+    cpuset_links: int = 0
+    """st_nlink of the cpuset when its children were opened."""
+
+    @property
+    def absent(self) -> bool:
+        """Whether the VM is nowhere: nothing is open."""
+        return not self.cgroup
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -131,6 +142,18 @@ class VmControls:
             os.close(knob.fd)
         self.cpuset_tree, self.cpuset = [top], self.cpuset[:1]
         add_children(self, writable=True)
+
+    def children_changed(self) -> bool:
+        """Return whether a cgroup came or went below the VM's cpuset (v1) since it was opened. Raises OSError."""
+        if not self.cpuset_tree or self.cpuset_tree[0].mount.version != 1:
+            return False
+        return os.fstat(self.cpuset_tree[0].fd).st_nlink != self.cpuset_links
+
+
+def absent_vm(hierarchies: Hierarchies) -> VmControls:
+    """Return the controls of a VM that is not there. Raises HostError where no VM could be."""
+    mount = hierarchies.of("cpu")
+    return VmControls("", Cgroup(mount, "", -1), Knob(-1, "", mount.version), -1, -1, -1, -1)
 
 
 def open_vm(
@@ -174,10 +197,10 @@ def _open_vm(
     one = cpu.mount.version == 1
     quota = knob(cpu, QUOTA_V1 if one else QUOTA_V2)
     stat = read(cpu, "cpu.stat")
-    usage = read(group("cpuacct"), "cpuacct.usage") if one else stat
+    usage, unified = (_usage_v1(hierarchies, cgroup, group, read)) if one else (stat, False)
     pressure = read(cpu, "cpu.pressure") if cpu.has("cpu.pressure") else -1
     period = read(cpu, PERIOD_V1) if one else -1
-    vm = VmControls(cgroup, cpu, quota, usage, stat, pressure, period)
+    vm = VmControls(cgroup, cpu, quota, usage, stat, pressure, period, usage_unified=unified)
     if use_cpuset:
         top = group("cpuset")
         vm.cpuset_tree.append(top)
@@ -203,6 +226,25 @@ def _open_vm(
     return vm
 
 
+def _usage_v1(
+    hierarchies: Hierarchies, cgroup: str, group: Callable[[str], Cgroup], read: Callable[[Cgroup, str], int]
+) -> tuple[int, bool]:
+    """Return (file that counts CPU time, whether it is the unified hierarchy's cpu.stat). Raises HostError."""
+    try:
+        return read(group("cpuacct"), "cpuacct.usage"), False
+    except HostError as missing:
+        if hierarchies.unified is None:
+            raise
+        try:
+            other = Cgroup.open(hierarchies.unified, cgroup)
+        except HostError:
+            raise missing from None
+        try:
+            return read(other, "cpu.stat"), True
+        finally:
+            other.close()
+
+
 def add_children(vm: VmControls, *, writable: bool) -> None:
     """Open the cpusets below a VM's own, in v1 only.
 
@@ -212,6 +254,7 @@ def add_children(vm: VmControls, *, writable: bool) -> None:
     top = vm.cpuset_tree[0]
     if top.mount.version != 1:
         return
+    vm.cpuset_links = os.fstat(top.fd).st_nlink
     for child in top.walk()[1:]:
         held = child.read("cpuset.cpus")
         if held is None or not held.strip():

@@ -1,7 +1,8 @@
-/* The same writes in the same order with the same gap, and nothing else: the floor under the apply stage.
+/* The same system calls in the same order with the same gap, and nothing else: the floor under the apply stage.
  *
- * Input on stdin: GAP_NS PATHS TICKS, then each path on its line, then for each tick its number of writes and for each
- * write the path's index, the payload's length and the payload in hex. Output: nanoseconds of each tick, one a line.
+ * Input on stdin: GAP_NS PATHS TICKS, then each path on its line, then for each tick its number of calls and for each
+ * call the path's index, the payload's length and the payload in hex; length 0 is a read of the whole file. Output:
+ * nanoseconds of each tick, one a line.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -38,7 +39,7 @@ int main(void) {
     for (unsigned p = 0; p < paths; p++) {
         if (!fgets(line, sizeof line, stdin)) return 2;
         line[strcspn(line, "\n")] = 0;
-        if ((fd[p] = open(line, O_WRONLY | O_CLOEXEC)) < 0) fail(line);
+        if ((fd[p] = open(line, O_RDWR | O_CLOEXEC)) < 0) fail(line);
     }
     for (unsigned t = 0; t < ticks; t++) {
         if (scanf("%u", &count[t]) != 1) return 2;
@@ -60,7 +61,8 @@ int main(void) {
         while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &at, NULL) == EINTR) {}
         long long start = now();
         for (unsigned k = 0; k < count[t]; k++)
-            if (pwrite(job[t][k].fd, job[t][k].data, job[t][k].length, 0) < 0 && errno != ENODEV) fail("pwrite");
+            if (!job[t][k].length ? pread(job[t][k].fd, line, sizeof line, 0) < 0 && errno != ENODEV :
+                pwrite(job[t][k].fd, job[t][k].data, job[t][k].length, 0) < 0 && errno != ENODEV) fail("a call");
         long long end = now();
         took[t] = end - start;
         next += gap;

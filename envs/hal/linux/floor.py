@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from foreshare.envs.hal.clock import MonotonicClock
 from foreshare.policies.errors import HalError, HostError
 
+READ_BYTES = 8192
 Ticks = Sequence[Sequence[tuple[str, bytes]]]
 _SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "floor.c")
 
@@ -21,7 +22,9 @@ def compiler() -> str | None:
 
 
 def measure_floor(ticks: Ticks, gap_ns: int, *, use_c: bool | None = None) -> list[float]:
-    """Repeat the writes (full path, payload) of each tick with ``gap_ns`` between ticks; return microseconds per tick.
+    """Repeat the calls of each tick with ``gap_ns`` between ticks; return microseconds per tick.
+
+    A call is (full path, payload to write); an empty payload is a read of the file.
 
     By a C helper, compiled now into a temporary folder; by a tight Python loop where there is no compiler (or where
     ``use_c`` is False). Raises HostError where a path cannot be written or the helper cannot be built.
@@ -64,17 +67,20 @@ def _by_python(ticks: Ticks, gap_ns: int) -> list[float]:
     try:
         for path in dict.fromkeys(p for tick in ticks for p, _ in tick):
             try:
-                fds[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+                fds[path] = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             except OSError as error:
                 raise HostError(f"{path}: {error.strerror}") from error
         prepared = [[(fds[path], data) for path, data in tick] for tick in ticks]
-        now, write = clock.now_ns, os.pwrite
+        now, write, read = clock.now_ns, os.pwrite, os.pread
         at = now() + gap_ns
         for jobs in prepared:
             clock.sleep_until(at)
             start = now()
             for fd, data in jobs:
-                write(fd, data, 0)
+                if data:
+                    write(fd, data, 0)
+                else:
+                    read(fd, READ_BYTES, 0)
             end = now()
             took.append((end - start) / 1000)
             at = max(at + gap_ns, end)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
-import resource as rlimits
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,18 +11,22 @@ import numpy as np
 
 from foreshare.envs.hal.clock import MonotonicClock
 from foreshare.envs.hal.protocol import Clock
-from foreshare.envs.hal.spec import VmSpec, resolve
+from foreshare.envs.hal.spec import resolve
 from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.errors import HalError, HostError
 from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
 
-from . import claim, cpulist
+from . import claim
 from .actuation import Writer
-from .cgroups import Cgroup, Hierarchies, find_hierarchies, split_path, threads_file
+from .arrivals import Arrivals
+from .cgroups import find_hierarchies
 from .claim import Held
-from .controls import VmControls, open_vm
+from .controls import VmControls
+from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
+from .opening import Opener, raise_descriptor_limit, refuse_nesting, while_opening
+from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
 from .resctrl.offer import Offer, files_of, find_offer, with_offer
@@ -34,10 +36,8 @@ from .restore import RestoreReport, restore
 from .roots import Roots
 from .spec import LinuxSpec
 from .telemetry import Sampler
-from .threads import VmThreads, schedstat_works
+from .threads import RESCAN_TICKS, VmThreads, schedstat_works
 from .topology import discover
-
-_DESCRIPTORS_PER_VM = 32
 
 
 class LinuxHal:
@@ -60,32 +60,42 @@ class LinuxHal:
         if len(set(self._devices)) < len(self._devices):
             raise HostError("the same IO device is configured twice")
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
-        self._vms = resolve(spec.vms, self._topology)
-        offer = self._offer()
-        self.why_no_resctrl = "" if isinstance(offer, Offer) else offer
-        """Why cache ways and memory bandwidth have no units; empty where they have."""
-        _refuse_nesting(spec.vms)
-        _raise_descriptor_limit(len(spec.vms))
+        self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots)
+        self._specs = self._arrivals.specs
         self._hierarchies = find_hierarchies(self._roots)
+        self._opener = Opener(spec, self._roots, self._hierarchies, self._layout, self._devices, not read_only)
+        self._remember: Callable[[Mapping[str, object]], None] | None = None
         self._controls: list[VmControls] = []
         self._threads: list[VmThreads] = []
         self._doc: Mapping[str, Any] | None = None
         self._claimed = self._closed = False
+        self._turn = 0
         self.partitions: Partitions | None = None
         """Cache ways and memory bandwidth, where there are any to hand out."""
         self._upkeep: Upkeep | None = None
         self._monitor: Monitor | None = None
         self.restored: RestoreReport | None = None
         """What close() put back."""
+        self.why_no_resctrl = ""
+        """Why cache ways and memory bandwidth have no units; empty where they have."""
         try:
-            for vm in spec.vms:
-                self._open(vm)
+            self._vms = resolve(self._specs, self._topology)
+            offer = self._offer()
+            if not isinstance(offer, Offer):
+                self.why_no_resctrl = offer
+            refuse_nesting(spec.vms)
+            raise_descriptor_limit(len(self._specs))
+            for row, vm in enumerate(self._specs):
+                controls, threads = self._opener.open(vm, self._arrivals.home(row))
+                self._controls.append(controls)
+                self._threads.append(threads)
             if isinstance(offer, Offer):
                 self._open_partitions(offer)
             self._writer = Writer(
                 self._controls, self._threads, self._vms, self._topology, self._devices, spec.io, spec.period_us,
                 self._clock,
             )  # fmt: skip
+            self.cpu_partitions = CpuPartitions(self._controls, self._writer.apart, spec.cpu_partitions)
             self._sampler = Sampler(
                 self._controls, self._threads, self._topology, self._devices, self._writer.limits, self._clock,
                 waits=schedstat_works(self._roots), settle=self._writer.settle,
@@ -93,7 +103,7 @@ class LinuxHal:
             self.read_back(Placement.empty(len(self._vms), self._topology.cpus))
         except OSError as error:
             self._release()
-            raise HostError(_while_opening(error)) from error
+            raise HostError(while_opening(error)) from error
         except BaseException:
             self._release()
             raise
@@ -114,11 +124,16 @@ class LinuxHal:
         return self._clock
 
     @property
+    def roots(self) -> Roots:
+        """Where the kernel's file systems are."""
+        return self._roots
+
+    @property
     def trace(self) -> list[list[tuple[str, bytes]]] | None:
-        """Where (path, payload) of each tick's writes go, for the floor measurement; None: nowhere.
+        """Where (path, payload) of each tick's writes go, for the floor measurement; None: nowhere. No payload: a read.
 
         A tick's are there after the next sample (or close), so that noting them costs apply next to nothing. Moves of
-        affinity and of nested v1 cpusets are not noted.
+        affinity and of nested v1 cpusets are not noted, nor are locks.
         """
         self._writer.settle()
         return self._writer.trace
@@ -127,6 +142,8 @@ class LinuxHal:
     def trace(self, into: list[list[tuple[str, bytes]]] | None) -> None:
         self._writer.settle()
         self._writer.trace = into
+        if self.partitions is not None:
+            self.partitions.noted = None if into is None else self._writer.others
 
     def placements(self) -> list[str]:
         """Return, for each VM, what keeps it on its CPUs: "cpuset" or "affinity"."""
@@ -134,7 +151,11 @@ class LinuxHal:
 
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` in place."""
+        self._arrivals.follow(self._sampler.present, self._attach, self._arrived)
         self._sampler.sample(reading)
+        self._tend_cpusets()
+        if self.partitions is not None:
+            self.partitions.dirty |= self._follow_cpus()
         if self._upkeep is not None:
             self._upkeep.tend(self._sampler.present)
         if self._monitor is not None and self.partitions is not None:
@@ -145,6 +166,7 @@ class LinuxHal:
         return {
             uuid: vm_facts(vm, threads, self._hierarchies)
             for uuid, vm, threads in zip(self._vms.uuid, self._controls, self._threads, strict=True)
+            if not vm.absent
         }
 
     def claim(
@@ -164,7 +186,7 @@ class LinuxHal:
         held = Held(
             self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us
         )  # fmt: skip
-        managed = {vm.cgroup for vm in self._controls}
+        managed = {vm.cgroup for vm in self._controls if not vm.absent}
         try:
             found = self._collect(held)
             doc, left_over = claim.adopt(found, previous or {}, managed)
@@ -176,9 +198,9 @@ class LinuxHal:
                 found = self._collect(held)
                 doc, _ = claim.adopt(found, previous or {}, managed)
         except OSError as error:
-            raise HostError(_while_opening(error)) from error
+            raise HostError(while_opening(error)) from error
         remember(doc)
-        self._doc = doc
+        self._doc, self._remember = doc, remember
         try:
             claim.take(held, found, doc)
             if self.partitions is not None:
@@ -191,7 +213,7 @@ class LinuxHal:
             self._close_partitions()
             report = restore(doc, self._roots)
             self._doc = None
-            text = str(error) if isinstance(error, HostError) else _while_opening(error)
+            text = str(error) if isinstance(error, HostError) else while_opening(error)
             if report.failed:
                 raise HalError("take", "host", errno.EIO, f"{text}; and then: {report.failed[0]}") from error
             raise HostError(f"cannot take hold of the host: {text}") from error
@@ -204,7 +226,7 @@ class LinuxHal:
             entries = zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), strict=True)
             for k, (control, row, value) in enumerate(entries):
                 if control in (Control.WAYS, Control.MEMORY):
-                    lines[k] = self.partitions.describe(control, row, value) or lines[k]
+                    lines[k] = describe(self.partitions, control, row, value) or lines[k]
         return lines
 
     def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
@@ -212,8 +234,9 @@ class LinuxHal:
         if not self._claimed:
             raise HalError("apply to", "host", errno.EPERM, "claim comes first")
         self._writer.apply(plan, deadline_ns, receipt)
+        self._writer.others.clear()  # what upkeep called is no part of it
         if self.partitions is not None and self._upkeep is not None and not self._upkeep.down:
-            self.partitions.apply(plan, self._sampler.present, deadline_ns, receipt)
+            self.partitions.apply(plan, self._sampler.present, deadline_ns, receipt, moved=self._follow_cpus())
 
     def read_back(self, into: Placement, rows: IntArray | None = None) -> None:
         """Fill ``rows`` of ``into`` (all if None) with what the controls hold now."""
@@ -238,20 +261,12 @@ class LinuxHal:
             text = self.restored.failed[0] + (f" (and {more} more)" if more else "")
             raise HalError("restore", "host", errno.EIO, text)
 
-    def _open(self, vm: VmSpec) -> None:
-        use_cpuset = self._spec.placement == "cpuset" or (
-            self._spec.placement == "auto" and _cpuset_works(vm, self._hierarchies)
-        )
-        controls = open_vm(
-            vm.cgroup, vm.name, self._hierarchies, devices=self._devices, use_cpuset=use_cpuset,
-            writable=not self._read_only,
-        )  # fmt: skip
-        self._controls.append(controls)
-        if use_cpuset:
-            self._check_cpuset(vm, controls)
-        threads = VmThreads(self._roots, controls.cpu, confined=not use_cpuset)
-        self._threads.append(threads)
-        threads.scan()
+    def _follow_cpus(self) -> bool:
+        """Tell the partitions where the VMs run, where that counts; return whether limits change with it."""
+        if self.partitions is None or not self.partitions.state.bandwidth.divides:
+            return False
+        self._writer.settle()
+        return self.partitions.state.bandwidth.follow(self._writer.limits.cpus)
 
     def _lease(self) -> None:
         """Lock the VMs' cgroup directories (flock), for as long as they are open here.
@@ -259,34 +274,65 @@ class LinuxHal:
         The runtime has a lease of its own, but two that keep their state in different places would not meet there.
         """
         for vm in self._controls:
-            try:
-                fcntl.flock(vm.cpu.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise HostError(f"another foreshare manages the cgroup {vm.cgroup}") from error
-            except OSError as error:
-                if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOLCK):
-                    raise HostError(_while_opening(error)) from error
+            if not vm.absent:
+                _lease(vm)
 
-    def _check_cpuset(self, vm: VmSpec, controls: VmControls) -> None:
-        top = controls.cpuset_tree[0]
-        if top.mount.version == 2:
-            return
-        if not (top.read("cpuset.mems") or b"").strip():
-            claim.memory_nodes_above(top)
-        parent = top.path.rpartition("/")[0]
-        if not parent:
-            return
-        above = Cgroup.open(top.mount, parent)
+    def _attach(self, row: int, cgroup: str) -> None:
+        """Take hold of a VM that runs in another cgroup than before. Raises HostError, InputError, OSError.
+
+        It starts on CPUs that no isolated VM owns; what it may have beyond that is for the next decision.
+        """
+        controls, threads = self._opener.open(self._specs[row], cgroup)
         try:
-            has = cpulist.parse((above.read("cpuset.cpus") or b"").decode())
-        finally:
-            above.close()
-        needed = frozenset(int(c) for c in self._layout.cpu_id)
-        if not needed <= has:
-            raise HostError(
-                f"VM {vm.name!r}: the cpuset {parent} above it has CPUs {cpulist.form(has) or '(none)'}, managed are"
-                f" {cpulist.form(needed)}: widen {above.where}/cpuset.cpus or manage fewer CPUs"
-            )
+            if self._claimed:
+                _lease(controls)
+                held = Held(
+                    [controls], [threads], self._vms.take(np.array([row])), self._layout, self._devices,
+                    self._spec.period_us,
+                )  # fmt: skip
+                found = claim.collect(held, self._roots)
+                former = self._controls[row].cgroup
+                doc = dict(self._doc or found)
+                doc["items"] = [i for i in doc["items"] if not former or i["cgroup"] != former] + found["items"]
+                if self._remember is not None:
+                    self._remember(doc)
+                self._doc = doc
+                claim.take(held, found, found)
+        except BaseException:
+            threads.close()
+            controls.close()
+            raise
+        self._writer.settle()
+        for old in (self._threads[row], self._controls[row]):
+            old.close()
+        self._controls[row], self._threads[row] = controls, threads
+        self._writer.bind(row)
+        self._sampler.present[row] = False
+        if self._claimed:
+            apart = self._writer.apart & np.array(self._sampler.present)
+            free = ~self._writer.limits.cpus[apart].any(axis=0)
+            if free.any():
+                self._writer.confine(row, free)
+
+    def _arrived(self, row: int) -> None:
+        """Count a VM as there from now on."""
+        self._sampler.restart(row)
+        self.read_back(Placement.empty(len(self._vms), self._topology.cpus), np.array([row]))
+        if self.partitions is not None and self._upkeep is not None:
+            self._upkeep.welcome(row)
+
+    def _tend_cpusets(self) -> None:
+        """Look after partitions, and after cgroups that appeared below the VMs' own: a tenth of the VMs each time."""
+        if not self._claimed:
+            return
+        self.cpu_partitions.tend(self._sampler.present, self._writer.limits.cpus)
+        self._turn += 1
+        for row in range(self._turn % RESCAN_TICKS, len(self._controls), RESCAN_TICKS):
+            if self._sampler.present[row]:
+                try:
+                    self._writer.tend_children(row)
+                except (OSError, HostError):
+                    continue  # it is being taken apart; the next plan for it, or its turn, says more
 
     def _offer(self) -> Offer | str:
         """Return what resctrl offers, and give the topology and the VMs' contracts units of it."""
@@ -297,7 +343,7 @@ class LinuxHal:
             offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
         if isinstance(offer, Offer):
             self._topology = with_offer(self._topology, offer)
-            self._vms = resolve(self._spec.vms, self._topology)
+            self._vms = resolve(self._specs, self._topology)
         elif spec.use == "require":
             raise HostError(f"cache ways and memory bandwidth cannot be handed out: {offer}")
         return offer
@@ -307,6 +353,7 @@ class LinuxHal:
         self.partitions = Partitions(files, offer, self._vms, self._threads, spec, self._clock)
         if offer.info.features and not self._read_only:
             self._monitor = Monitor(files, len(self._vms), round(spec.monitor_ms * 1e6), offer.info.features)
+        self.partitions.state.here[:] = [not vm.absent for vm in self._controls]
         self._upkeep = Upkeep(self.partitions, self._roots, self._monitor)
 
     def _collect(self, held: Held) -> dict[str, Any]:
@@ -326,6 +373,7 @@ class LinuxHal:
 
     def _release(self) -> None:
         self._closed, self._claimed = True, False
+        self._arrivals.close()
         self._close_partitions()
         for threads in self._threads:
             threads.close()
@@ -335,50 +383,11 @@ class LinuxHal:
         self._controls.clear()
 
 
-def _cpuset_works(vm: VmSpec, hierarchies: Hierarchies) -> bool:
-    """Return whether a cpuset would bind the VM: it has one, and in v1 its threads, if any, are in it."""
+def _lease(vm: VmControls) -> None:
     try:
-        cpuset = Cgroup.open(hierarchies.of("cpuset"), vm.cgroup)
-    except HostError:
-        return False
-    try:
-        if not cpuset.has("cpuset.cpus"):
-            return False
-        if cpuset.mount.version == 2 or any(g.read("tasks") for g in cpuset.walk()):
-            return True
-        cpu = Cgroup.open(hierarchies.of("cpu"), vm.cgroup)
-        try:
-            return not any(g.read(threads_file(g.mount)) for g in cpu.walk())
-        finally:
-            cpu.close()
-    except HostError:
-        return True  # no cpu cgroup: opening the VM says so, in better words
-    finally:
-        cpuset.close()
-
-
-def _refuse_nesting(vms: tuple[VmSpec, ...]) -> None:
-    paths: dict[tuple[str, ...], str] = {}
-    for vm in vms:
-        parts = split_path(vm.cgroup)
-        if parts in paths:
-            raise HostError(f"VMs {paths[parts]!r} and {vm.name!r} name the same cgroup {vm.cgroup}")
-        paths[parts] = vm.name
-    for parts, name in paths.items():
-        for depth in range(1, len(parts)):
-            if parts[:depth] in paths:
-                raise HostError(f"the cgroup of VM {name!r} lies inside that of VM {paths[parts[:depth]]!r}")
-
-
-def _raise_descriptor_limit(vms: int) -> None:
-    """Allow as many open files as the hard limit does: the default soft limit of 1024 is for select()."""
-    soft, hard = rlimits.getrlimit(rlimits.RLIMIT_NOFILE)
-    if soft != rlimits.RLIM_INFINITY and soft < 1024 + vms * _DESCRIPTORS_PER_VM:
-        rlimits.setrlimit(rlimits.RLIMIT_NOFILE, (hard, hard))
-
-
-def _while_opening(error: OSError) -> str:
-    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
-    if error.errno == errno.EMFILE:
-        return "too many open files: raise the limit (ulimit -n) for this many VMs"
-    return f"{where}{error.strerror}"
+        fcntl.flock(vm.cpu.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HostError(f"another foreshare manages the cgroup {vm.cgroup}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOLCK):
+            raise HostError(while_opening(error)) from error

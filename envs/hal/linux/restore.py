@@ -31,6 +31,7 @@ from .controls import (
     parse_quota,
     quota_payload,
 )  # fmt: skip
+from .cpu_partitions import FILE as PARTITION_FILE
 from .resctrl.groups import Tree
 from .resctrl.offer import files_of
 from .roots import Roots, read_text
@@ -223,6 +224,15 @@ def _cpuset(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
             group.close()
 
 
+def _partition(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
+    group = _open(hierarchies, "cpuset", item["cgroup"], item["inode"])
+    try:
+        if _read(group, PARTITION_FILE).split()[:1] != [item["state"].encode()]:
+            group.write(PARTITION_FILE, item["state"].encode() + b"\n")
+    finally:
+        group.close()
+
+
 def _write_set(group: Cgroup, name: str, ids: frozenset[int]) -> None:
     try:
         group.write(name, cpulist.form(ids).encode() + b"\n")
@@ -325,5 +335,5 @@ def _resctrl(item: Item, _: Hierarchies, roots: Roots) -> None:
 
 _KINDS: dict[str, Callable[[Item, Hierarchies, Roots], None]] = {
     "bandwidth": _bandwidth, "weight": _weight, "cpuset": _cpuset, "io": _io, "affinity": _affinity,
-    "resctrl": _resctrl,
+    "partition": _partition, "resctrl": _resctrl,
 }  # fmt: skip

@@ -10,6 +10,8 @@ from typing import Literal
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.policies.errors import HostError, InputError
 
+from .cpu_partitions import PartitionMode
+from .discovery.spec import DiscoverySpec
 from .resctrl.spec import ResctrlSpec
 from .roots import Roots
 from .topology import MIN_QUOTA_US
@@ -58,8 +60,12 @@ class LinuxSpec:
     """CPUs that may be handed out; None: every online one."""
     placement: PlacementMode = "auto"
     """What keeps VMs on their CPUs: cpuset, sched_setaffinity of each thread, or cpuset where it works."""
+    cpu_partitions: PartitionMode = "off"
+    """Whether isolated VMs' cpusets (v2) become partitions, so that nothing else on the host runs on their cores."""
     io: tuple[IoDevice, ...] = ()
     units_per_cpu: int = 10
+    discovery: DiscoverySpec = field(default_factory=DiscoverySpec)
+    """How VMs without a ``cgroup`` are found by their ``uuid``; nobody is asked where there are none."""
     resctrl: ResctrlSpec = field(default_factory=ResctrlSpec)
     """How cache ways and memory bandwidth are driven."""
     period_us: int = 10_000
@@ -75,5 +81,7 @@ class LinuxSpec:
                 f"one CPU unit would be {self.period_us // self.units_per_cpu} us of quota in {self.period_us} us; the"
                 f" kernel's least is {MIN_QUOTA_US}: take fewer units_per_cpu or a longer period_us"
             )
+        if self.cpu_partitions not in ("off", "root", "isolated"):
+            raise InputError(f"cpu_partitions must be off, root or isolated, not {self.cpu_partitions!r}")
         if self.placement not in ("auto", "cpuset", "affinity"):
             raise InputError(f"placement must be auto, cpuset or affinity, not {self.placement!r}")

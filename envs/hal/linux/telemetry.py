@@ -53,7 +53,7 @@ class Sampler:
         self._io_unit = io.unit_size if io.units else 0.0
         self._waits, self._settle = waits, settle
         self._queue = RunQueueWait(threads)
-        self.present = [True] * n
+        self.present = [not vm.absent for vm in vms]
         self._last_ns = 0
         self._then: IntArray = np.full((n, 5), -1, np.int64)
         self._then_ns: IntArray = np.zeros(n, np.int64)
@@ -86,6 +86,12 @@ class Sampler:
         for i in self._queue.rescan(self.present):
             self.present[i] = False
         reading.present[:] = self.present
+
+    def restart(self, row: int) -> None:
+        """Start anew with a VM that lives elsewhere now: rates begin with its second reading."""
+        self._then[row] = -1
+        self._queue.restart(row)
+        self.present[row] = True
 
     def _rates(self, reading: Reading, cur: IntArray, at: IntArray, first: bool) -> None:
         then = self._then
@@ -139,7 +145,11 @@ class Sampler:
         try:
             stat = os.pread(vm.stat_fd, 1024, 0)
             if vm.quota.version == 1:
-                out[_USAGE] = int(os.pread(vm.usage_fd, 32, 0))
+                if vm.usage_unified:
+                    usage_us = field_after(os.pread(vm.usage_fd, 1024, 0), b"usage_usec ")
+                    out[_USAGE] = usage_us * 1000 if usage_us >= 0 else -1
+                else:
+                    out[_USAGE] = int(os.pread(vm.usage_fd, 32, 0))
                 out[_THROTTLED] = field_after(stat, b"throttled_time ")
             else:
                 usage_us, throttled_us = field_after(stat, b"usage_usec "), field_after(stat, b"throttled_usec ")

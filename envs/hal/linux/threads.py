@@ -211,6 +211,24 @@ class VmThreads:
         self._nodes = [self._top]
 
 
+class AbsentThreads(VmThreads):
+    """Those of a VM that is not there: none."""
+
+    def __init__(self) -> None:
+        self.threads, self.stray, self._nodes = {}, [], []
+
+    def scan(self) -> list[Thread]:
+        """See VmThreads."""
+        return []
+
+    def confine(self, cpus: Iterable[int], only: Iterable[Thread] | None = None) -> int:
+        """Raise OSError (ENOENT): there is nobody to confine."""
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    def close(self) -> None:
+        """See VmThreads."""
+
+
 def _wait_in(schedstat: bytes) -> int:
     """Return the second of "run_ns wait_ns slices" (https://docs.kernel.org/scheduler/sched-stats.html)."""
     return int(schedstat.split(b" ", 2)[1])
@@ -247,6 +265,10 @@ class RunQueueWait:
             since, self._last_ns[i] = t - int(self._last_ns[i]), t
             if wait is not None and dt_ns and since > 0:
                 out[i] = wait * (dt_ns / since)
+
+    def restart(self, row: int) -> None:
+        """Forget when a VM was read: it is another run of it."""
+        self._last_ns[row] = 0
 
     def rescan(self, present: list[bool]) -> list[int]:
         """Bring a tenth of the VMs up to date; return the rows of those that turned out to be gone."""

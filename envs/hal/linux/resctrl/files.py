@@ -60,6 +60,10 @@ class Files(Protocol):
         """As os.listdir of an open directory."""
         ...
 
+    def links(self, fd: int) -> int:
+        """Return st_nlink of an open directory: kernfs counts the directories in it."""
+        ...
+
     def flock(self, fd: int, operation: int) -> None:
         """As fcntl.flock."""
         ...
@@ -95,6 +99,10 @@ class OsFiles:
     def listdir(self, fd: int) -> list[str]:
         """See Files."""
         return os.listdir(fd)
+
+    def links(self, fd: int) -> int:
+        """See Files."""
+        return os.fstat(fd).st_nlink
 
     def flock(self, fd: int, operation: int) -> None:
         """See Files."""

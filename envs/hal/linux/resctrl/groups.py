@@ -21,6 +21,8 @@ from .info import parse_schemata, read_file
 
 NOT_GROUPS = frozenset({"info", "mon_groups", "mon_data"})
 _NAP_S = 50e-6
+PAGE = 4096
+"""Most bytes of one write."""
 
 
 class Group:
@@ -128,6 +130,10 @@ class Tree:
             self.files.mkdir(name, dir_fd=self.top)
         return Group(self.files, self.top, name)
 
+    def links(self) -> int:
+        """Return a number that changes when a group comes or goes. Raises OSError."""
+        return self.files.links(self.top)
+
     def names(self) -> set[str]:
         """Return the names of all control groups but the default one. Raises OSError."""
         return group_names(self.files, self.top)
@@ -165,6 +171,17 @@ class Tree:
             if fd >= 0:
                 self.files.close(fd)
                 setattr(self, name, -1)
+
+
+def packed(lines: list[bytes]) -> list[bytes]:
+    """Return lines joined into as few writes as fit: kernfs takes a page at most (kernfs_fop_write_iter(), E2BIG)."""
+    out: list[bytes] = []
+    for line in lines:
+        if out and len(out[-1]) + len(line) <= PAGE:
+            out[-1] += line
+        else:
+            out.append(line)
+    return out
 
 
 def group_names(files: Files, top: int) -> set[str]:

@@ -31,6 +31,8 @@ class Members:
         """Descriptor of each VM's tasks file in its monitoring group."""
         self._mon_retry_ns = [0] * len(threads)
         self._moved: list[dict[int, Thread]] = [{} for _ in threads]
+        """Threads of each VM that are in ``_where``."""
+        self._where: list[Group | None] = [None] * len(threads)
         self._rename_works = True
         self.moves = 0
         """Threads moved so far."""
@@ -88,9 +90,12 @@ class Members:
         return moved
 
     def follow(self, row: int, group: Group, most: int) -> int:
-        """Move threads that were found since; return how many, at most ``most``."""
+        """Move threads that are not known to be in ``group``; return how many, at most ``most``."""
         moved, known, threads = 0, self._moved[row], self.threads[row]
-        if known.keys() == threads.threads.keys():
+        if self._where[row] is not group:
+            known.clear()
+            self._where[row] = group
+        if known == threads.threads:
             return 0
         for tid in known.keys() - threads.threads.keys():
             del known[tid]
@@ -121,19 +126,23 @@ class Members:
         return True
 
     def change(self, row: int, old: Group, new: Group) -> int:
-        """Move a VM from one group to another; return how many threads went along. Raises OSError."""
+        """Move a VM from one group to another; return how many threads went along.
+
+        Raises OSError (one of GONE) where one of the two was removed; the VM is then where the kernel put it.
+        """
         name, files = self._mon_name[row], self._tree.files
         if self._mon[row] >= 0 and self._rename_works:
             try:
                 files.rename(name, name, src_dir_fd=old.mon, dst_dir_fd=new.mon)
                 self.moves += len(self._moved[row])
+                self._where[row] = new
                 return len(self._moved[row])
             except OSError as error:
-                if error.errno not in (errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP):
+                if error.errno not in (errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP, errno.EEXIST):
                     raise
-                self._rename_works = False  # a kernel before 6.5
+                # EEXIST: one is left there from a move that was cut off. Otherwise a kernel before 6.5.
+                self._rename_works = error.errno == errno.EEXIST
         self.drop_monitor(row, old)
-        self._moved[row].clear()
         return self.follow(row, new, 1 << 30)
 
     def drop_monitor(self, row: int, group: Group) -> None:

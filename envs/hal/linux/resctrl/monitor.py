@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,11 @@ class Monitor:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self.measured = Measured(np.zeros(n, np.int64), *(np.full(n, np.nan) for _ in range(3)))
+        self._shown_ns = np.full(n, -1, np.int64)
+        """Time of the values that the latest reading was given."""
+        self._shown = {r: (np.full(n, np.nan), np.full(n, np.nan), np.full(n, Quality.MISSING, np.uint8))
+                       for r in (MEMORY, CACHE)}  # fmt: skip
+        """By resource: units in use, units that could be used, quality."""
         self.failed = ""
         """Why the thread ended, if it did."""
 
@@ -172,28 +178,40 @@ class Monitor:
             self._top = -1
 
     def fill(self, reading: Reading, parts: Partitions) -> None:
-        """Put the newest round into ``reading``: STALE where it is older than a tick, MISSING beyond two seconds."""
-        m, state, offer = self.measured, parts.state, parts.offer
-        age = reading.t_ns - m.t_ns
-        fresh = (age <= GAP_NS) & reading.present
-        stale = age > max(reading.dt_ns, 1)
-        share = np.where(state.memory > 0, state.memory, offer.memory_units).astype(float)
-        own = np.bitwise_count(state.ways).astype(float)
-        shared = np.array([mask.bit_count() for mask in state.shared], float)[state.zone]
-        columns: list[tuple[int, FloatArray, FloatArray]] = []
+        """Put the newest round into ``reading``.
+
+        A value is news once: in every later reading until the next round it is STALE, with the limit that it was seen
+        under, so that nobody counts one observation ten times. Beyond two seconds it is MISSING.
+        """
+        m = self.measured
+        news = m.t_ns != self._shown_ns
+        self._shown_ns = m.t_ns.copy()
+        old = (reading.t_ns - m.t_ns > GAP_NS) | ~reading.present | (reading.dt_ns <= 0)
+        for r, value, limit in self._columns(m, parts):
+            usage, under, quality = self._shown[r]
+            found = ~np.isnan(value)
+            fresh = np.where(found, Quality.OK, Quality.MISSING).astype(np.uint8)
+            if r == MEMORY:
+                fresh[found & (value >= _NEAR_LIMIT * limit) & (parts.state.memory > 0)] |= np.uint8(Quality.CENSORED)
+                fresh[m.reset == 1] |= np.uint8(Quality.RESET)
+            np.copyto(usage, value, where=news)
+            np.copyto(under, limit, where=news)
+            quality |= np.where(found, Quality.STALE, 0).astype(np.uint8)
+            np.copyto(quality, fresh, where=news)
+            gone = old | ~found
+            reading.usage[:, r] = reading.demand_low[:, r] = np.where(gone, np.nan, usage)
+            reading.limit[:, r] = np.where(reading.present, under, np.nan)
+            reading.quality[:, r] = np.where(old, Quality.MISSING, quality)
+
+    def _columns(self, m: Measured, parts: Partitions) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+        """Yield (resource, units in use (N,), units that could be used (N,)) of what moves and can be measured here."""
+        state, offer = parts.state, parts.offer
         if offer.memory_units:
-            columns.append((MEMORY, m.rate / offer.memory_unit_bytes, share))
+            share = np.where(state.memory > 0, state.memory, offer.memory_units).astype(float)
+            yield MEMORY, m.rate / offer.memory_unit_bytes, share
         if offer.ways and offer.way_bytes:
+            own = np.bitwise_count(state.ways).astype(float)
+            shared = np.array([mask.bit_count() for mask in state.shared], float)[state.zone]
             count = np.array([(offer.domain_zone == z).sum() for z in range(len(state.shared))], float)
             ways = m.occupancy / (offer.way_bytes * np.maximum(count, 1))[state.zone]
-            columns.append((CACHE, ways, np.where(own > 0, own, shared)))
-        for r, value, limit in columns:
-            found = fresh & ~np.isnan(value) & (reading.dt_ns > 0)
-            reading.usage[:, r] = np.where(found, value, np.nan)
-            reading.demand_low[:, r] = reading.usage[:, r]
-            reading.limit[:, r] = np.where(reading.present, limit, np.nan)
-            quality = np.where(found, np.where(stale, Quality.STALE, Quality.OK), Quality.MISSING).astype(np.uint8)
-            if r == MEMORY:
-                quality[found & (value >= _NEAR_LIMIT * limit) & (state.memory > 0)] |= np.uint8(Quality.CENSORED)
-                quality[m.reset == 1] |= np.uint8(Quality.RESET)
-            reading.quality[:, r] = quality
+            yield CACHE, ways, np.where(own > 0, own, shared)

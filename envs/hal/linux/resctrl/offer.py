@@ -36,6 +36,8 @@ class Offer:
     """(D,) ids of the L3 domains that were online when this was read, ascending."""
     domain_zone: IntArray
     """(D,) zone of each; -1: none of the managed CPUs is in it."""
+    domain_of_cpu: IntArray
+    """(C,) index of the domain that each managed CPU is in; -1: none that was online."""
     ways: int
     """Ways that VMs can own; 0: see ``why_no_ways``."""
     shared_ways: int
@@ -71,6 +73,13 @@ class Offer:
             return self.memory_units
         units = value * self.split // b.step if b.percent else value
         return max(min(units, self.memory_units), 1)
+
+    @property
+    def divides(self) -> bool:
+        """Whether limits are amounts (AMD) of which a zone's domains have one each."""
+        b = self.info.bandwidth
+        zones = self.domain_zone[self.domain_zone >= 0]
+        return b is not None and not b.percent and len(np.unique(zones)) < len(zones)
 
     @property
     def memory_unit(self) -> str:
@@ -133,6 +142,7 @@ def _make(
         at = np.flatnonzero(domains == here)
         twice |= bool(len(at)) and zone[at[0]] not in (-1, z)
         zone[at] = z
+    index = {int(d): k for k, d in enumerate(domains)}
     blind = sorted(set(layout.zone.tolist()) - set(zone.tolist()))
     why = ""
     if twice:
@@ -161,7 +171,9 @@ def _make(
         else:
             units, unit_bytes = int(spec.memory_bandwidth // MBA_STEP_BYTES), MBA_STEP_BYTES
     return Offer(
-        info=info, groups=groups, domain_id=domains, domain_zone=zone, ways=ways, shared_ways=shared,
+        info=info, groups=groups, domain_id=domains, domain_zone=zone,
+        domain_of_cpu=np.array([index.get(of_cpu.get(c, -1), -1) for c in layout.cpu_id.tolist()], np.int64),
+        ways=ways, shared_ways=shared,
         way_bytes=way_bytes(roots, int(layout.cpu_id[0]), info.cache.bits) if info.cache else 0.0,
         memory_units=units, split=split, memory_unit_bytes=unit_bytes, why_no_ways=why_ways, why_no_memory=why_memory,
     )  # fmt: skip

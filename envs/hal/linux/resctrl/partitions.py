@@ -21,7 +21,7 @@ from foreshare.policies.host import IntArray, Placement, Resource, VmTable
 
 from .classes import regroup
 from .files import Files
-from .groups import Group, Tree
+from .groups import Group, Tree, packed
 from .members import Members
 from .names import PQOS, GroupNames, plan_groups
 from .offer import Offer
@@ -31,6 +31,8 @@ from .state import UNKNOWN, State
 _WAYS, _MEMORY = int(Control.WAYS), int(Control.MEMORY)
 PATIENCE_NS = 500_000
 """How long a tick waits for the lock on resctrl; pqos waits 100 ms, which is ten ticks."""
+MOST_DOMAINS = 128
+"""In one line: at most 15 bytes each, so that a line with its name stays within a page."""
 
 
 class Partitions:
@@ -51,8 +53,12 @@ class Partitions:
         """Open groups; None: not made yet, or lost."""
         self.claimed = False
         self.dirty = False
+        self.noted: list[tuple[str, bytes]] | None = None
+        """Where calls on schemata files are noted for the floor measurement; an empty payload is a read."""
         self.trouble = ""
         """The latest refusal, in words."""
+        self._refusals: dict[int, tuple[int, str]] = {}
+        """Groups that refused a write in the latest :meth:`reconcile`: errno and words."""
         self.classes = np.array([s for s, (_, row) in enumerate(self.named) if row < 0], np.int64)
         self.loose = np.array([i for i in range(len(table)) if self._own(i) < 0], np.int64)
         """VMs without a group of their own."""
@@ -119,8 +125,8 @@ class Partitions:
                     self.tree.remove(name)
             for s, (name, _) in enumerate(self.named):
                 self._make(s)
-                if name in there:
-                    self._adopt(s, now)
+                if name in there and self.named[s][1] >= 0:
+                    self.state.adopt(s, self.named[s][1], now)
             if self.spec.confine_host:
                 self._confine()
             self.reconcile(now)
@@ -129,7 +135,7 @@ class Partitions:
             raise HostError(f"{self.tree.path}/{short[0]} does not hold what was written: {self.trouble or 'no error'}")
         for row in range(len(self.table)):
             group = self.groups[int(self.state.group[row])]
-            if group is None:
+            if group is None or not self.state.here[row]:
                 continue
             if row in self.loose:
                 self.members.give_monitor(row, group, now)
@@ -150,21 +156,6 @@ class Partitions:
             raise HostError(f"cannot make the resctrl group {self.named[s][0]}: {words}") from error
         self.look(s)
 
-    def _adopt(self, s: int, now_ns: int) -> None:
-        """Start from what a group of an earlier run holds, where that is one VM's and legal."""
-        row = self.named[s][1]
-        if row < 0:
-            return
-        state = self.state
-        home = np.flatnonzero((self.offer.domain_zone == self.table.zone[row]) & state.live)
-        masks, values = set(state.held_mask[s, home].tolist()), set(state.held_mb[s, home].tolist())
-        if len(masks) == 1 and self.offer.ways:
-            mask = masks.pop()
-            if mask & state.base == 0:
-                state.promise_ways(row, mask, now_ns)
-        if len(values) == 1 and self.offer.memory_units and (value := values.pop()) != self.offer.kernel_value(0):
-            state.memory[row] = self.offer.units_of(value)
-
     def _confine(self) -> None:
         """Keep the default group out of the ways that VMs can own. Raises OSError."""
         domains = self.tree.root_values().get(self._cache_names[0].decode(), {}) if self._cache_names else {}
@@ -184,15 +175,16 @@ class Partitions:
 
     # planned writes
 
-    def apply(self, plan: Plan, present: list[bool], deadline_ns: int, receipt: Receipt) -> None:
+    def apply(self, plan: Plan, present: list[bool], deadline_ns: int, receipt: Receipt, *, moved: bool) -> None:
         """Carry out the writes to ways and memory among the first ``receipt.done`` of ``plan``.
 
-        Donors come first whatever the plan's order. Refused writes are added to the receipt, with the kernel's words,
-        and what they would have given is not promised.
+        ``moved``: VMs have other CPUs than before, and their limits follow. Donors come first whatever the plan's
+        order. Refused writes are added to the receipt, with the kernel's words, and what they would have given is not
+        promised.
         """
         control = plan.control[: receipt.done]
         at = np.flatnonzero((control == _WAYS) | (control == _MEMORY))
-        if not len(at):
+        if not len(at) and not moved:
             return
         state, now = self.state, self.clock.now_ns()
         before = state.ways.copy(), state.memory.copy()
@@ -217,6 +209,7 @@ class Partitions:
             else:
                 text = f"way mask {value:#x} is illegal here, or some of it is another VM's"
                 receipt.failures.append(WriteFailure(k, errno.EINVAL, text))
+        self._refusals.clear()
         try:
             with self.tree.locked(PATIENCE_NS):
                 calls = self.reconcile(now)
@@ -228,18 +221,22 @@ class Partitions:
             receipt.last_write_ns = self.clock.now_ns()
         failed = [(k, row) for k, row in entries if not self._settled(int(state.group[row]))]
         if failed:
-            self._revert(failed, before, errno.EIO, self.trouble or "not all of it could be written yet", receipt)
+            # What no kernel refused waits for another group to shrink.
+            self._revert(failed, before, errno.EAGAIN, "others have to give it up first", receipt)
 
     def _revert(
         self, entries: list[tuple[int, int]], before: tuple[IntArray, IntArray], code: int, text: str, receipt: Receipt
     ) -> None:
-        """Take promises back, as far as nobody else was promised the same meanwhile."""
+        """Take promises back all together: what one was to give another is its own again.
+
+        A VM whose group was lost while others took over its ways is left without any; reading it back shows that.
+        """
+        self.state.ways[[row for _, row in entries]] = 0
         for k, row in entries:
-            receipt.failures.append(WriteFailure(k, code, text))
+            why = self._refusals.get(int(self.state.group[row]), (code, text))
+            receipt.failures.append(WriteFailure(k, *why))
             self.state.memory[row] = before[1][row]
-            old = int(before[0][row])
-            if not self.state.promise_ways(row, old, 0):
-                self.state.promise_ways(row, 0, 0)
+            self.state.promise_ways(row, int(before[0][row]), 0)
         self.dirty = True
 
     def _settled(self, s: int) -> bool:
@@ -259,6 +256,7 @@ class Partitions:
         self._wanted = state.want(now_ns)
         mask, mb, alone = self._wanted
         self.dirty = False
+        self._refusals.clear()
         if (state.held_mask == mask)[:, state.live].all() and (state.held_mb == mb)[:, state.live].all():
             return 0
         calls = 0
@@ -287,32 +285,36 @@ class Partitions:
         return [s for s in np.flatnonzero(differs.any(axis=1)).tolist() if self.groups[s] is not None]
 
     def _write(self, s: int, mask: IntArray, mb: IntArray) -> bool:
-        """Write the changed domains of one group in one call; return whether the kernel took it."""
+        """Write the changed domains of one group, in one call where it fits; return whether the kernel took it."""
         state, group = self.state, self.groups[s]
         if group is None:
             return False
-        lines = []
+        lines: list[bytes] = []
         for names, new, held, form in (
             (self._cache_names, mask, state.held_mask[s], "%d=%x"), ([b"MB"], mb, state.held_mb[s], "%d=%d")
         ):  # fmt: skip
             at = np.flatnonzero((new != held) & state.live)
-            if len(at) and (names != [b"MB"] or self.offer.memory_units):
+            if names == [b"MB"] and not self.offer.memory_units:
+                continue
+            for some in (at[k : k + MOST_DOMAINS] for k in range(0, len(at), MOST_DOMAINS)):
                 values = ";".join(
-                    form % pair for pair in zip(self.offer.domain_id[at].tolist(), new[at].tolist(), strict=True)
+                    form % pair for pair in zip(self.offer.domain_id[some].tolist(), new[some].tolist(), strict=True)
                 )
                 lines += [b"%s:%s\n" % (name, values.encode()) for name in names]
-        if not lines:
-            return True
-        try:
-            self.files.pwrite(group.schemata, b"".join(lines), 0)
-        except OSError as error:
-            self._refused(s, group, error)
-            return False
+        for data in packed(lines):
+            if self.noted is not None:
+                self.noted.append((f"{self.tree.path}/{group.name}/schemata", data))
+            try:
+                self.files.pwrite(group.schemata, data, 0)
+            except OSError as error:
+                self._refused(s, group, error)
+                return False
         state.held_mask[s, state.live], state.held_mb[s, state.live] = mask[state.live], mb[state.live]
         return True
 
     def _refused(self, s: int, group: Group, error: OSError) -> None:
         self.trouble = f"{self.tree.path}/{group.name}/schemata: {self.tree.words(error)}"
+        self._refusals[s] = error.errno or errno.EIO, self.trouble
         self.dirty = True
         if error.errno in GONE:
             self.lose(s)
@@ -335,6 +337,8 @@ class Partitions:
         group, state = self.groups[s], self.state
         if group is None:
             return False
+        if self.noted is not None:
+            self.noted.append((f"{self.tree.path}/{group.name}/schemata", b""))
         try:
             values = group.values()
         except OSError as error:
@@ -378,23 +382,10 @@ class Partitions:
                 held = state.held_mask[s, home[0]] if len(home) else UNKNOWN
                 owned = ((1 << self.offer.ways) - 1) << self.offer.shared_ways
                 ways = int(held) & owned if held != UNKNOWN and ways else 0
-                value = state.held_mb[s, home[0]] if len(home) else UNKNOWN
-                if value == UNKNOWN:
+                if not len(home) or (state.held_mb[s, home] == UNKNOWN).any():
                     units = self.offer.memory_units
                 elif row == self.named[s][1]:
-                    units = self.offer.units_of(int(value))
+                    units = state.bandwidth.units_of(row, state.held_mb[s], state.live)
             into.ways[row] = ways
             into.units[row, Resource.CACHE] = ways.bit_count()
             into.units[row, Resource.MEMORY] = units
-
-    def describe(self, control: int, row: int, value: int) -> str:
-        """Return what one write of a plan comes to, for people."""
-        name = self.named[int(self.state.group[row])][0]
-        zone = self.offer.domain_zone == self.table.zone[row]
-        domains = ";".join(f"{d}={{}}" for d in self.offer.domain_id[zone].tolist())
-        if control == _WAYS:
-            mask = f"{value:x}" if value else "the shared ways"
-            return f"write L3:{domains.replace('{}', mask)} to resctrl {name}/schemata" if self.offer.ways else ""
-        if not self.offer.memory_units:
-            return ""
-        return f"write MB:{domains.replace('{}', str(self.offer.kernel_value(value)))} to resctrl {name}/schemata"

@@ -11,6 +11,7 @@ import numpy as np
 
 from foreshare.policies.host import BoolArray, IntArray, VmTable
 
+from .bandwidth import Bandwidth
 from .masks import is_run, longest_run
 from .offer import Offer
 
@@ -36,6 +37,7 @@ class State:
         """(N,) mask that each VM was promised; 0: the shared ways."""
         self.memory: IntArray = np.zeros(n, np.int64)
         """(N,) units that each VM was promised; 0: no limit was ever set."""
+        self.bandwidth = Bandwidth(offer, table.zone)
         self.here: BoolArray = np.ones(n, bool)
         """(N,) VMs that are there."""
         self.group: IntArray = np.zeros(n, np.int64)
@@ -72,6 +74,18 @@ class State:
         self.promise_ways(row, 0, now_ns)
         self.memory[row] = 0
 
+    def adopt(self, s: int, row: int, now_ns: int) -> None:
+        """Start from what group ``s`` of an earlier run holds for the VM whose own it is, where that is legal."""
+        offer = self.offer
+        home = np.flatnonzero((offer.domain_zone == self.zone[row]) & self.live)
+        masks, values = set(self.held_mask[s, home].tolist()), self.held_mb[s, home]
+        if len(masks) == 1 and offer.ways:
+            mask = masks.pop()
+            if mask & self.base == 0:
+                self.promise_ways(row, mask, now_ns)
+        if len(values) and offer.memory_units and (values != offer.kernel_value(0)).all():
+            self.memory[row] = self.bandwidth.units_of(row, self.held_mb[s], self.live)
+
     def exclusive(self) -> IntArray:
         """Return (S,) the VM that owns ways and is alone in the group, or -1."""
         out = np.full(self.groups, -1, np.int64)
@@ -101,7 +115,8 @@ class State:
             row = int(alone[s])
             masks[s] = self.base
             masks[s, zones == self.zone[row]] = self._own_mask(row, s)
-        return masks, self._bandwidth(zones), alone
+        values = self.bandwidth.values(self.memory, self.group, self.here, self.groups, self.live)
+        return masks, values, alone
 
     def _own_mask(self, row: int, group: int) -> int:
         """Return what an owner may fill now: its ways without those that rest after somebody else."""
@@ -123,20 +138,6 @@ class State:
             self._grow_at[zone] = now_ns + GROW_NS
             return best
         return kept if kept.bit_count() >= self.min_bits else self.base
-
-    def _bandwidth(self, zones: IntArray) -> IntArray:
-        offer = self.offer
-        out = np.full((self.groups, len(zones)), offer.kernel_value(0), np.int64)
-        if not offer.memory_units:
-            return out
-        for z in range(len(self.shared)):
-            rows = np.flatnonzero((self.zone == z) & self.here)
-            total = np.bincount(self.group[rows], weights=self.memory[rows], minlength=self.groups)
-            free = np.zeros(self.groups, bool)
-            free[self.group[rows[self.memory[rows] == 0]]] = True
-            values = [0 if free[s] else int(total[s]) for s in range(self.groups)]
-            out[:, zones == z] = np.array([offer.kernel_value(v) for v in values], np.int64)[:, None]
-        return out
 
     def shrink(self, want_mask: IntArray, want_mb: IntArray) -> tuple[IntArray, IntArray]:
         """Return masks and bandwidths of the first phase: nobody has more than before, or than it should."""

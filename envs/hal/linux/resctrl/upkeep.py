@@ -1,9 +1,9 @@
 """Every tick's small repairs: what another tool, a hot-plug, an umount or a new thread did to our groups.
 
-One group is read back in each tick, all of them when the set of online CPUs changes (a domain whose last CPU goes and
-returns has full masks in every group). A group that was removed is made again, threads are put back where they belong,
-a mount that went away is given up and taken again when it returns. Nothing here raises for what the kernel refuses: it
-is kept in ``Partitions.trouble`` and tried again.
+One group is read back in each tick; all of them when a group comes or goes, or when the set of online CPUs changes (a
+domain whose last CPU goes and returns has full masks in every group). A group that was removed is made again, threads
+are put back where they belong, a mount that went away is given up and taken again when it returns. Nothing here raises
+for what the kernel refuses: it is kept in ``Partitions.trouble`` and tried again.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Upkeep:
         self._tokens = float(parts.spec.moves_per_s)
         self._down = False
         self._online = b""
+        self._links = -1
         self.repairs = 0
         """Groups found to hold something else than they should, or gone."""
         try:
@@ -83,6 +84,16 @@ class Upkeep:
             parts.trouble = parts.tree.words(error) if not self._down else explain(error)
             parts.dirty = True
 
+    def welcome(self, row: int) -> None:
+        """Take in a VM that came, or came back, with threads of its own."""
+        parts = self._parts
+        parts.state.here[row] = True
+        parts.members.forget(row)
+        parts.dirty = True
+        if parts.claimed:
+            self._settle(row, parts.clock.now_ns())
+            self._watch()
+
     def close(self) -> None:
         """Close the file that tells of hot-plug."""
         if self._online_fd >= 0:
@@ -99,10 +110,11 @@ class Upkeep:
     def _look(self) -> None:
         parts = self._parts
         online = os.pread(self._online_fd, 4096, 0) if self._online_fd >= 0 else b""
+        links = parts.tree.links()
         every = range(len(parts.groups))
-        if online == self._online:
+        if online == self._online and links == self._links:
             every = range(self._tick % len(parts.groups), self._tick % len(parts.groups) + 1)
-        self._online = online
+        self._online, self._links = online, links
         for s in every:
             if parts.groups[s] is not None and not parts.look(s):
                 self.repairs += 1
@@ -114,6 +126,7 @@ class Upkeep:
         if not lost:
             return
         made = []
+        self._links = -1
         with parts.tree.locked(PATIENCE_NS):
             for s in lost:
                 self._retry_ns[s] = now + RETRY_NS
@@ -139,13 +152,13 @@ class Upkeep:
         group = parts.groups[int(parts.state.group[row])]
         if group is None:
             return
-        if row in parts.loose:
-            parts.members.give_monitor(row, group, now)
         try:
+            if row in parts.loose:
+                parts.members.give_monitor(row, group, now)
             parts.members.settle(row, group)
-        except OSError as error:
+        except OSError as error:  # the VM or the group went away again; the others' turn comes all the same
             if error.errno not in GONE:
-                raise
+                parts.trouble = parts.tree.words(error)
 
     def _classes(self, now: int) -> None:
         """Group VMs anew where there are more of them than groups: owners at once, the others once a second."""
@@ -179,14 +192,23 @@ class Upkeep:
             self._change(int(rows[i]), int(parts.classes[new[i]]))
 
     def _change(self, row: int, to: int) -> None:
-        """Move one VM. Its old class and its new one are both without ways of their own, or the move waits."""
+        """Move one VM. Where one of the two groups was removed meanwhile, that is found out and the move waits."""
         parts, state = self._parts, self._parts.state
-        old, new = parts.groups[int(state.group[row])], parts.groups[to]
+        at = int(state.group[row])
+        old, new = parts.groups[at], parts.groups[to]
         if old is None or new is None:
             return
-        state.group[row] = to
         parts.dirty = True
-        parts.members.change(row, old, new)
+        try:
+            parts.members.change(row, old, new)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            for s in (at, to):
+                if not parts.look(s):
+                    self.repairs += 1
+            return
+        state.group[row] = to
         self._watch()
 
     def _follow(self, present: list[bool], now: int) -> None:

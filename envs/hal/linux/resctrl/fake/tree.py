@@ -12,6 +12,8 @@ from . import members, schemata
 from .groups import RESERVED, Group, Kernel, fail
 from .hardware import INTEL, Hardware
 
+PAGE = 4096
+"""kernfs_fop_write_iter() takes no more in one write."""
 EVENTS = ("llc_occupancy", "mbm_total_bytes", "mbm_local_bytes")
 _WRITABLE = frozenset({"schemata", "mode", "tasks", "cpus", "cpus_list"})
 
@@ -148,6 +150,8 @@ class FakeResctrl:
             fail(errno.EACCES)
         if not data:
             return 0
+        if len(data) > PAGE:
+            fail(errno.E2BIG)
         text = data.decode("utf-8", "replace")
         if name == "schemata":
             schemata.write(self.kernel, group, text)
@@ -209,6 +213,14 @@ class FakeResctrl:
         if group is self.kernel.root:
             files |= {"info", *self.kernel.groups}
         return sorted(files)
+
+    def links(self, fd: int) -> int:
+        """See Files."""
+        handle = self._live(fd)
+        group, name = self._locate(handle.path)
+        if group is self.kernel.root and name == "":
+            return 5 + len(self.kernel.groups)  # itself, its name above, info, mon_groups, mon_data
+        return 2 + sum(1 for n in self.listdir(fd) if n in ("mon_data", "mon_groups") or n.startswith("mon_L3_"))
 
     def flock(self, fd: int, operation: int) -> None:
         """See Files."""

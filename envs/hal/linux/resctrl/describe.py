@@ -1,0 +1,32 @@
+"""One planned write in words, for dry runs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from foreshare.envs.hal.types import Control
+
+from .partitions import Partitions
+
+
+def describe(parts: Partitions, control: int, row: int, value: int) -> str:
+    """Return what one write of a plan comes to; empty where that resource does not move here."""
+    offer, state = parts.offer, parts.state
+    name = parts.named[int(state.group[row])][0]
+    home = np.flatnonzero(offer.domain_zone == parts.table.zone[row])
+    ids = offer.domain_id[home].tolist()
+    if control == Control.WAYS:
+        mask = f"{value:x}" if value else "the shared ways"
+        return f"write L3:{_each(ids, [mask] * len(ids))} to resctrl {name}/schemata" if offer.ways else ""
+    if not offer.memory_units:
+        return ""
+    units = state.memory.copy()
+    units[row] = value
+    alone = np.arange(len(units)) == row
+    values = state.bandwidth.values(units, state.group, alone, len(parts.groups), state.live)
+    told = values[int(state.group[row]), home].tolist()
+    return f"write MB:{_each(ids, told)} to resctrl {name}/schemata"
+
+
+def _each(ids: list[int], values: list[object]) -> str:
+    return ";".join(f"{d}={v}" for d, v in zip(ids, values, strict=True))

@@ -1,0 +1,43 @@
+"""``bench tick`` where ways and memory bandwidth move too: the floor counts resctrl's calls."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from resctrl_guest import clean_mount, ids_come_back
+
+pytestmark = [
+    pytest.mark.lab,
+    pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
+]
+
+
+@pytest.fixture(autouse=True)
+def clean() -> Iterator[None]:
+    with clean_mount():
+        yield
+
+
+@pytest.mark.timeout(900)
+def test_the_floor_has_resctrl_in_it() -> None:
+    if not ids_come_back():
+        pytest.skip("this guest's monitoring ids never come back: the groups cannot be made a second time")
+    program = [str(Path(sys.executable).parent / "foreshare"), "bench", "tick", "--hal", "linux", "--vms", "24"]
+    done = subprocess.run(
+        [*program, "--ticks", "40", "--tick-ms", "400", "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    figures = {
+        k: said[k] for k in ("floor_us", "floor_ratio_p50", "changed_vms_per_tick", "failed_writes", "resources")
+    }
+    print(figures | {"apply": said["stages"]["apply"]})
+    assert {"cpu", "cache", "memory"} <= set(said["resources"])
+    assert said["changed_vms_per_tick"] >= 6
+    assert said["floor_ratio_p50"] < 6, "a guest without KVM is no place to hold the bar of 2"
