@@ -10,12 +10,12 @@ import numpy as np
 from foreshare.envs.hal import Plan, Receipt
 from foreshare.envs.hal.types import WriteFailure
 from foreshare.envs.hal.virtual import HeldPlacement, VirtualClock
-from foreshare.policies.host import Host, IntArray, Placement, Topology, VmTable
+from foreshare.policies.host import CACHE, Host, IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Quality, Reading
 
 
 class FakeHal:
-    """Usage is what ``demand`` says, never censored."""
+    """Demand is what ``demand`` says, usage what of it fits into what is held."""
 
     name = "simulated"
 
@@ -44,9 +44,11 @@ class FakeHal:
         self.sampled_at.append(self.clock.now_ns())
         reading.t_ns, reading.dt_ns = self.clock.now_ns(), 10**7 if self.samples else 0
         reading.present[:] = self.held.present[:] = self.present
-        usage = np.broadcast_to(np.asarray(self.demand(self.samples), float), reading.usage.shape)
-        reading.usage[:] = np.where(self.present[:, None], usage, np.nan)
-        reading.demand_low[:] = reading.usage
+        demand = np.broadcast_to(np.asarray(self.demand(self.samples), float), reading.usage.shape)
+        reading.demand_low[:] = np.where(self.present[:, None], demand, np.nan)
+        could = self.held.units.astype(float)
+        could[:, CACHE] = self.topology.way_bits / max(len(self.vms), 1)
+        reading.usage[:] = np.where(self.present[:, None], np.minimum(demand, could), np.nan)
         reading.limit[:] = np.nan
         reading.wait_ns[:] = 0.0
         reading.quality[:] = np.where(self.present[:, None], Quality.OK, Quality.MISSING)
