@@ -76,8 +76,11 @@ class Asker(Protocol):
         """Have the policy's code and memory ready before the first tick; nothing is learnt from it."""
         ...
 
-    def rest(self, slack_ns: int) -> None:
-        """Do between two ticks what must not be done in one; ``slack_ns`` are left."""
+    def rest(self, slack_ns: int, wanted: bool) -> Answer | None:
+        """Do between two ticks what must not be done in one; ``slack_ns`` are left.
+
+        ``wanted``: the policy will be asked soon. Returns a fault that was found here.
+        """
         ...
 
     def close(self) -> None:
@@ -119,8 +122,9 @@ class Inline:
         """See :class:`Asker`: a copy is asked."""
         call(copy.deepcopy(self.policy), request, host, 0)
 
-    def rest(self, slack_ns: int) -> None:
-        """See :class:`Asker`."""
+    def rest(self, slack_ns: int, wanted: bool) -> Answer | None:
+        """See :class:`Asker`: there is nothing to do."""
+        return None
 
     def close(self) -> None:
         """See :class:`Asker`."""

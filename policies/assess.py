@@ -1,4 +1,4 @@
-"""The model safeguard (SOL, ASPLOS'22): is the policy worth more than what would decide without it?
+"""The model safeguard (SOL, ASPLOS'22): whether the policy is worth more than what would decide without it.
 
 What would have happened under the default nobody can see; how well each *proposal* fitted what then came, everybody
 can. Every tick the policy's proposal and the default's for the same request are kept, and scored by the next reading:
@@ -95,4 +95,4 @@ class Assessor:
         if self.ticks < LEAST_TICKS:
             return False
         error = (self._square * GAIN / (2.0 - GAIN)) ** 0.5
-        return self.mean > max(MARGIN, SIGMAS * error)
+        return bool(self.mean > max(MARGIN, SIGMAS * error))

@@ -30,6 +30,8 @@ from .standing import Standing, StandingOptions
 from .trust import Trust
 
 STAGES = ("forecast", "decide", "guard", "place")
+START_TICKS = 50
+"""A policy whose process has ended is started again so many ticks before its bench is over."""
 _IN_TIME_ONLY = frozenset({"raised", "wrong", "benched", "worse"})
 """After these an earlier answer is no better than none: it is the policy that cannot be trusted, not its timing."""
 
@@ -155,7 +157,11 @@ class Mind:
         """Do what is done between ticks; ``slack_ns`` are left until the next one."""
         if not self.asker.beside:  # a policy that is called leaves no time for a shadow: the fallback runs here
             self.fallback.allocate(self.request, self.host, self.tick)
-        self.asker.rest(slack_ns)
+        standing = self.standing
+        wanted = not standing.benched_for or standing.until - self.tick <= START_TICKS
+        found = self.asker.rest(slack_ns, wanted)
+        if found is not None:
+            standing.fault(found.fault, self.tick)
 
     def close(self) -> None:
         """Let go of the policy."""

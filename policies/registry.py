@@ -99,6 +99,12 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
 DEFAULT = "forecast"
 
 
+def is_plug_in(name: str) -> bool:
+    """Return whether ``name`` names somebody's code, ``package.module:callable``, not a policy of POLICIES."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute))
+
+
 def is_batched(name: str) -> bool:
     """Return whether a policy of POLICIES can decide about many hosts at once."""
     return POLICIES[name][1]().batched

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FORGIVE = 10
+FORGIVE = 3
 REFORM = 1000
 
 

@@ -41,6 +41,7 @@ class Trust:
         self._liar: BoolArray = np.zeros(host.shape, bool)
         self._last = np.full(host.shape, np.nan)
         self._dt_ns = 0
+        self._known: BoolArray = np.zeros(host.shape, bool)
         self._any = False
         self._bind(host)
 
@@ -62,13 +63,15 @@ class Trust:
         self._bad = carry(self._bad, rows, np.zeros(host.shape, np.int64))
         self._same = carry(self._same, rows, np.zeros(host.shape, np.int64))
         self._liar = carry(self._liar, rows, np.zeros(host.shape, bool))
+        self._known = carry(self._known, rows, np.zeros(host.shape, bool))
         self._last = carry(self._last, rows, np.full(host.shape, np.nan))
         self._bind(host)
 
-    @property
-    def doubted(self) -> BoolArray:
-        """(..., N, R) entries that have been bad for so long that the reservation stands in for the forecast."""
-        return np.asarray((self._bad >= DOUBT_TICKS) & self.host.movable)
+    def doubted_vms(self, present: BoolArray) -> BoolArray:
+        """Return (..., N) who is there and has something that was known once and has been bad for DOUBT_TICKS."""
+        if not self._any:
+            return np.zeros(self._bad.shape[:-1], bool)
+        return any_of((self._bad >= DOUBT_TICKS) & self._known & self.host.movable) & present
 
     def check(self, reading: Reading, held: IntArray) -> Reading:
         """Return ``reading``, or a copy without what cannot be true; ``held`` (..., N, R): units decided last."""
@@ -85,6 +88,7 @@ class Trust:
             over = total(block) > most
             if over.any():
                 good[..., g.rows, g.cols] &= ~(over[..., None, :] & (block > 2 * held[..., g.rows, g.cols] + 1))
+        self._known |= good
         if good.all():
             if self._any:
                 self._bad[:] = 0
