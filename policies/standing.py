@@ -1,8 +1,9 @@
 """Whether the policy may have its say: three strikes and it is benched, and asked again after a while.
 
-Every fault is a strike; ``FORGIVE`` usable answers on end take one back. With ``strikes`` of them the policy is benched
-for ``first_ticks``, after that it is on probation: one more fault benches it again, for twice as long, up to
-``most_ticks``. After ``REFORM`` usable answers on end the next bench is a short one again.
+Every fault is a strike; ``FORGIVE`` usable answers on end take one back, but those for a process that was lost
+(``GRAVE``) stay until there were ``REFORM``. With ``strikes`` of them the policy is benched for ``first_ticks``, after
+that it is on probation: one more fault benches it again, for twice as long, up to ``most_ticks``. After ``REFORM``
+usable answers on end the next bench is a short one again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 FORGIVE = 3
 REFORM = 1000
+GRAVE = frozenset({"crashed", "hung", "leaked", "unloadable"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,14 +39,14 @@ class Standing:
         """The fault that it is benched for; empty while it may decide."""
         self.until = 0
         """The first tick in which it may decide again."""
-        self._strikes = self._good = 0
+        self._strikes = self._grave = self._good = 0
         self._next = self.options.first_ticks
 
     def may_decide(self, tick: int) -> bool:
         """Return whether the policy's answer may be used in ``tick``; a bench that is over ends here."""
         if self.benched_for and tick >= self.until:
             self.benched_for = ""
-            self._strikes = self.options.strikes - 1
+            self._strikes = max(self.options.strikes - 1 - self._grave, 0)
         return not self.benched_for
 
     def good(self) -> None:
@@ -53,6 +55,7 @@ class Standing:
         if self._good % FORGIVE == 0 and self._strikes:
             self._strikes -= 1
         if self._good == REFORM:
+            self._grave = 0
             self._next = self.options.first_ticks
 
     def fault(self, kind: str, tick: int) -> bool:
@@ -61,8 +64,11 @@ class Standing:
         self._good = 0
         if self.benched_for:
             return False
-        self._strikes += 1
-        if self._strikes < self.options.strikes and kind != "worse":
+        if kind in GRAVE:
+            self._grave += 1
+        else:
+            self._strikes += 1
+        if self._strikes + self._grave < self.options.strikes and kind != "worse":
             return False
         self.benched_for, self.until = kind, tick + 1 + self._next
         self.benches += 1

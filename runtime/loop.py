@@ -132,6 +132,7 @@ class ControlLoop:
         self._reading, self._receipt = Reading.empty(n), Receipt()
         self._stage = np.zeros(len(STAGES), np.int64)
         self._presence = Presence(n)
+        self._present: BoolArray = np.ones(n, bool)
         self._waiting = np.zeros(n, np.int64)
         self._number = 0
         self._rounds = Rounds(n, self.options.verify_ticks)
@@ -347,6 +348,8 @@ class ControlLoop:
 
     def _follow(self, present: BoolArray) -> None:
         """Reclaim from VMs that are gone for good, take back those that return."""
+        self._unknown |= present & ~self._present  # it may be another, with controls of its own
+        self._present[:] = present
         active = self._presence.update(present)
         was = self.host.active
         if (active == was).all():
