@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from foreshare.envs.hal import Plan, Receipt
+from foreshare.envs.hal import Clock, Plan, Receipt
 from foreshare.envs.hal.types import WriteFailure
 from foreshare.envs.hal.virtual import HeldPlacement, VirtualClock
 from foreshare.policies.host import CACHE, Host, IntArray, Placement, Topology, VmTable
@@ -22,7 +22,7 @@ class FakeHal:
     def __init__(self, host: Host, demand: Callable[[int], object] = lambda tick: 5.0) -> None:
         self.topology: Topology = host.topology
         self.vms: VmTable = host.vms
-        self.clock = VirtualClock(10**9)
+        self.clock: Clock = VirtualClock(10**9)
         self.demand = demand
         self.held = HeldPlacement(host.topology, host.vms)
         self.held.claimed = True

@@ -15,6 +15,7 @@ from hosts import apart
 
 from foreshare.envs.hal import Plan, Receipt
 from foreshare.envs.hal.types import Control, WriteFailure
+from foreshare.envs.hal.virtual import VirtualClock
 from foreshare.policies.errors import HalError
 from foreshare.policies.host import CACHE, CPU, IO, MEMORY, Host, IntArray, Placement
 from foreshare.policies.reading import Quality, Reading
@@ -36,6 +37,7 @@ class FaultyHal(FakeHal):
     def __init__(self, host: Host, seed: int, rate: float = 0.01) -> None:
         super().__init__(host, lambda tick: 5.0)
         self.host, self.rate = host, rate
+        self.clock = self.time = VirtualClock(10**9)
         self.rng = np.random.default_rng(seed)
         self.faults = 0
         self.overlaps = 0
@@ -61,7 +63,7 @@ class FaultyHal(FakeHal):
     def sample(self, reading: Reading) -> None:
         rng, n = self.rng, len(self.vms)
         if self._happens(0.3):  # forward by up to ten seconds, or back by up to one
-            self.clock._now_ns = max(1, self.clock.now_ns() + int(rng.integers(-(10**9), 10**10)))
+            self.time._now_ns = max(1, self.clock.now_ns() + int(rng.integers(-(10**9), 10**10)))
         for row in np.flatnonzero(rng.random(n) < 0.2 * self.rate):
             self.present[row] = not self.present[row]
             self.faults += 1

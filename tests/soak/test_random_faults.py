@@ -30,12 +30,19 @@ class Unreliable(Triage):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self._rng = np.random.default_rng(seed)
+        self._spell = 0
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         units = super().allocate(request, host, tick)
+        if self._spell:
+            self._spell -= 1
+            raise RuntimeError("a bad spell")
         if self._rng.random() > 0.02:
             return units
-        match int(self._rng.integers(6)):
+        match int(self._rng.integers(7)):
+            case 6:
+                self._spell = int(self._rng.integers(1, 8))
+                return units
             case 0:
                 raise OSError(int(self._rng.integers(1, 100)), "injected")
             case 1:
@@ -126,6 +133,7 @@ def _forget(hal: FaultyHal) -> bool:
     return False
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_ten_thousand_ticks_of_random_faults(seed: int) -> None:
     figures = run(10_000, seed)
