@@ -223,6 +223,8 @@ class PolicyProcess:
                 data = self._sock.recv(MAX_MESSAGE)
             except BlockingIOError:
                 return
+            except ConnectionResetError:
+                continue  # told before what it sent last; then comes the end
             except OSError:
                 data = b""
             if not data:
