@@ -244,7 +244,9 @@ def _propose(mind: Mind, out: Decision) -> Units:
     out.throttled[:] = False
     kept = mind._kept
     if answer is not None and answer.earlier is not None:
-        kept = mind._kept = _newer(kept, answer.earlier)
+        mind._kept = _newer(kept, answer.earlier)
+        if answer.earlier.tick < tick:  # else it has come after this tick's time, and is the next one's
+            kept = mind._kept
     if not out.fault_kind and answer is not None and answer.units is not None:
         mind._kept = answer
         if answer.refused is not None:

@@ -1,8 +1,10 @@
 """The actuator safeguard (SOL, ASPLOS'22): who does not obey gets what he is owed, and is reported.
 
-A VM **disobeys** when for ``PATIENCE`` ticks on end a write to it failed, or its controls held something else than was
-written. It then gets exactly its reservation, whoever decides, written anew every tick until it sticks, and what it
-holds beyond that is counted as taken. After ``CALM`` looks on end at which everything was as written it is free again.
+A VM **disobeys** when in ``PATIENCE`` ticks a write to it failed, or left its controls with something else than was
+written, without ``CALM`` ticks in between in which it was written to and all was well. (One knob may be stuck while the
+others turn, and a stuck one is not tried in every tick.) It then gets exactly its reservation, whoever decides, written
+anew every tick until it sticks, and what it holds beyond that is counted as taken. After ``CALM`` looks on end at which
+everything was as it should be it is free again.
 """
 
 from __future__ import annotations
@@ -37,10 +39,10 @@ class Obedience:
         self._reason[row] = why
 
     def good(self, rows: IntArray) -> None:
-        """Take note that the controls of ``rows`` hold what was written."""
+        """Take note that the controls of ``rows`` hold what was just written, or that pinned VMs are as they should."""
         fine = rows[~self._struck[rows]]
-        self._strikes[fine] = 0
         self._calm[fine] += 1
+        self._strikes[fine[self._calm[fine] >= CALM]] = 0
 
     def forget(self, row: int) -> None:
         """Drop the record of a VM that has gone, or come."""

@@ -150,7 +150,8 @@ class ControlLoop:
 
     def run(self, ticks: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
         """Run ``ticks`` ticks (None: until ``stop`` says so). The HAL must have been claimed."""
-        self.hal.read_back(self._held)
+        self._unknown[:] = True
+        self._read(self._held)
         self.mind.adopt(self._held)
         clock, tick_ns = self.hal.clock, self.options.tick_ns
         self._warm_up()
@@ -189,7 +190,7 @@ class ControlLoop:
 
     def _warm_up(self) -> None:
         """Touch what a tick needs before the first one counts: reads only, no writes."""
-        self.hal.sample(self._reading)
+        self._sample()
         self.mind.warm_up()
         build_plan(self.host, self._held, self._held)
 
@@ -243,20 +244,23 @@ class ControlLoop:
             return
         advance(self._held, plan, receipt, target, self.host)
 
-    def _read(self, into: Placement, rows: IntArray) -> bool:
-        """Read back ``rows``; return whether that went well. What was unknown of them is then known."""
+    def _read(self, into: Placement, rows: IntArray | None = None) -> bool:
+        """Read back ``rows`` (all if None); return whether that went well. What was unknown of them is then known."""
         try:
             self.hal.read_back(into, rows)
         except (OSError, HalError) as error:
             self._host_fault("read-back", error)
             return False
-        self._unknown[rows] = False
+        self._unknown[slice(None) if rows is None else rows] = False
         return True
 
     def _verify(self, plan: Plan) -> None:
         """Read back some VMs' controls and believe what the kernel says."""
         now, held, seen = self.hal.clock.now_ns, self._held, self._seen
-        self._rounds.suspect(plan.vm[: self._receipt.done])
+        written = plan.vm[: self._receipt.done]
+        self._rounds.suspect(written)
+        tested = self._obedience.pinned.copy()
+        tested[written] = True  # who was not written to has not shown that it obeys
         for failure in self._receipt.failures:
             if not failure.gone:
                 self._obedience.strike(int(plan.vm[failure.index]), failure.text)
@@ -278,7 +282,7 @@ class ControlLoop:
                     self._event("drift", int(row), f"{text}; writing again")
                     self._obedience.strike(int(row), text)
                 self._rounds.suspect(rows[differs])
-            self._obedience.good(rows[~differs])
+            self._obedience.good(rows[~differs & tested[rows]])
 
     def _host_fault(self, what: str, error: Exception) -> None:
         faults = self.counts.host_faults

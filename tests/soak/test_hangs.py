@@ -4,7 +4,7 @@ The budget of a tick is half of it. What the machine itself does to anybody who 
 the loop does (measured first) is measured beside each run, by a process that does nothing else (runtime/jitter.py); no
 tick may be later than its budget by more than that. A machine that is busy otherwise can delay the one and not the
 other, so the worst of several is no proof of anything: a run that fails is repeated, and only one that fails every time
-counts.
+counts. Where a policy that behaves cannot hold the budget either, the machine is too busy to tell.
 """
 
 from __future__ import annotations
@@ -124,7 +124,10 @@ def check(figures: dict[str, Any], guilty: str) -> None:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("policy", HANGS)
 def test_the_deadline_holds_for_500_ticks(policy: str) -> None:
-    check(hold(policy, 500), HANGS[policy])
+    figures = hold(policy, 500)
+    if not figures["held"] and not hold("good", 500)["held"]:
+        pytest.skip("this machine is too busy to keep real time, whatever the policy does")
+    check(figures, HANGS[policy])
 
 
 @pytest.mark.soak
