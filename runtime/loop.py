@@ -295,12 +295,12 @@ class ControlLoop:
         counts = self.counts
         if kind:
             counts.faults[kind] = counts.faults.get(kind, 0) + 1
+        if before == "benched" != kind:
+            self._event("asked-again", -1, "the policy may decide again")
         if kind in FAULTS:
             self._event("fallback" if not decision.by_policy else "late", -1, decision.fault)
-        elif kind == "benched" and before != "benched":
+        elif kind == "benched" != before:
             self._event("benched", -1, decision.fault)
-        elif before == "benched" and kind != "benched":
-            self._event("asked-again", -1, "the policy may decide again")
         for what, row, text in self._obedience.judge():
             counts.disobedient += what == "disobeys"
             self._event(what, row, text)

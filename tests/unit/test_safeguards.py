@@ -375,7 +375,7 @@ def test_a_write_without_effect_is_noticed_in_the_same_tick(lag: int | None) -> 
     assert (loop._held.units == hal.held.units).all(), "it is believed what the kernel says"
     hal.deaf = False
     loop.run(CALM + 20)
-    assert log.rows("obeys") == [1]
+    assert set(log.rows("obeys")) == {1}
     assert (hal.held.units[1] >= [10, 0, 9, 9]).all()
 
 
