@@ -276,6 +276,11 @@ def _judge(mind: Mind, answer: Answer | None, out: Decision) -> None:
     standing, assessor, tick = mind.standing, mind.assessor, mind.tick
     if answer is None:
         return
+    if answer.fault == "late" and not mind.asker.beside:
+        # Who was called has taken his time, and has answered: on a slow machine not to ask our own any more would only
+        # leave tick after tick to the last resort, which is hardly faster.
+        standing.count(answer.fault)
+        return
     if answer.fault:
         if answer.fault not in ABSENCES:
             standing.fault(answer.fault, tick)

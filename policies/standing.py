@@ -58,9 +58,13 @@ class Standing:
             self._grave = 0
             self._next = self.options.first_ticks
 
+    def count(self, kind: str) -> None:
+        """Take note of a fault that is no strike."""
+        self.faults[kind] = self.faults.get(kind, 0) + 1
+
     def fault(self, kind: str, tick: int) -> bool:
         """Take note of a fault; return whether that was one too many."""
-        self.faults[kind] = self.faults.get(kind, 0) + 1
+        self.count(kind)
         self._good = 0
         if self.benched_for:
             return False

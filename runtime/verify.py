@@ -13,7 +13,7 @@ import numpy as np
 
 from foreshare.policies.host import BoolArray, IntArray
 
-CHUNK = 8
+CHUNK = 16
 """Suspects that are read between two looks at the clock."""
 
 
