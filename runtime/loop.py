@@ -47,8 +47,9 @@ class LoopOptions:
     tick_ns: int = 10_000_000
     apply_budget_ns: int = 1_000_000
     """Writes that have not started by then wait for the next tick."""
-    verify_ticks: int = 100
-    """All of the host's state is read back once in so many ticks, a few VMs in each; see :class:`~.verify.Rounds`."""
+    verify_ticks: int = 0
+    """All of the host's state is read back once in so many ticks, a few VMs in each; see :class:`~.verify.Rounds`.
+    0: once a second."""
     verify_budget_ns: int = 500_000
     """What was just written is read back in the same tick, as far as that fits into so much time."""
 
@@ -135,7 +136,7 @@ class ControlLoop:
         self._present: BoolArray = np.ones(n, bool)
         self._waiting = np.zeros(n, np.int64)
         self._number = 0
-        self._rounds = Rounds(n, self.options.verify_ticks)
+        self._rounds = Rounds(n, self.options.verify_ticks or max(1, 10**9 // self.options.tick_ns))
         self._obedience = Obedience(n)
         self._unknown: BoolArray = np.zeros(n, bool)
         self._doubted: BoolArray = np.zeros(n, bool)

@@ -42,6 +42,10 @@ _MEMORY_CHECK = 50
 """Its memory is looked at between every so-manieth pair of ticks."""
 _EXIT_NS = 200_000
 """A process's socket is closed so long, at most, before the kernel says how the process ended."""
+_HURRIED_TICKS = 100
+"""After so many ticks on end that left too little slack the process is started nevertheless."""
+_MOST_MESSAGES = 16
+"""So many messages are read at once; who sends more is not listened to all day."""
 _ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
@@ -53,8 +57,8 @@ class ProcessOptions:
     """Silent for so long, it is ended and replaced."""
     start_ns: int = 30_000_000_000
     """It must be ready so long after it was started."""
-    start_slack_ns: int = 4_000_000
-    """Starting a process takes a while: not with less than this left until the next tick."""
+    start_slack_ns: int = 2_500_000
+    """Starting a process takes a while: not with less than this left until the next tick, if it can be helped."""
     memory_bytes: int = 1 << 30
     """By so much it may grow."""
     most_wait_ns: int = 1_000_000_000
@@ -126,7 +130,7 @@ class PolicyProcess:
         self._sequence = self._started_ns = self._asked_ns = self._rests = 0
         self._asked: int | None = None
         """The tick whose answer has not come yet."""
-        self._began_ns = 0
+        self._began_ns = self._hurried = 0
         self._fresh = False
         self._found: Answer | None = None
         self._lost: tuple[str, str] | None = None
@@ -218,7 +222,9 @@ class PolicyProcess:
 
     def _drain(self) -> None:
         """Read what has come, without waiting; where the process has ended or refused, that is noted as ``_lost``."""
-        while self._sock is not None:
+        for _ in range(_MOST_MESSAGES):
+            if self._sock is None:
+                return
             try:
                 data = self._sock.recv(MAX_MESSAGE)
             except BlockingIOError:
@@ -288,6 +294,8 @@ class PolicyProcess:
             until = self._began_ns + min(budget_ns, self.options.most_wait_ns)
             while self._silent() and waiter.readable(until):
                 self._drain()
+                if time.perf_counter_ns() > until:
+                    break
             found = self._pick_up()
             if found is not None:
                 return found
@@ -322,7 +330,9 @@ class PolicyProcess:
         if self._ended:
             self._ended = [p for p in self._ended if p.poll() is None]
         if self.pid is None:
-            if wanted and slack_ns >= self.options.start_slack_ns:
+            self._hurried = self._hurried + 1 if slack_ns < self.options.start_slack_ns else 0
+            if wanted and (not self._hurried or self._hurried > _HURRIED_TICKS):
+                self._hurried = 0
                 self._relaunch()
             return self._tell()
         now, options = time.perf_counter_ns(), self.options

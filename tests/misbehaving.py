@@ -11,6 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,18 @@ def chatters() -> Scripted:
     def act(tick: int) -> None:
         os.write(1, b"hello\n")
         os.closerange(3, 256)
+
+    return Scripted(act)
+
+
+def floods() -> Scripted:
+    """Sends as fast as it can over every socket that it finds, and never answers."""
+
+    def act(tick: int) -> None:
+        while True:
+            for fd in range(3, 16):
+                with suppress(OSError):
+                    os.write(fd, b"A" + bytes(16))
 
     return Scripted(act)
 

@@ -153,7 +153,7 @@ def test_a_process_answers_as_the_policy_does_inline(policy: str, host: Host, mi
 @pytest.mark.parametrize(
     ("policy", "fault"),
     [("says_nan", "wrong"), ("raises", "raised"), ("crashes", "crashed"), ("exits", "crashed"), ("sleeps", "late"),
-     ("spins_natively", "late"), ("stops", "late"), ("chatters", "crashed")],
+     ("spins_natively", "late"), ("stops", "late"), ("chatters", "crashed"), ("floods", "late")],
 )  # fmt: skip
 def test_what_it_did_is_found_and_told(policy: str, fault: str, host: Host, minds: list[Mind]) -> None:
     mind = opened(f"misbehaving:{policy}", host, minds)

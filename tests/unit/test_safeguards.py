@@ -433,6 +433,17 @@ def test_suspects_wait_for_the_budget_and_nobody_for_ever() -> None:
     assert set(np.concatenate(batches).tolist()) >= set(range(40))
 
 
+@pytest.mark.parametrize(("tick_ms", "within"), [(10, 100), (5, 200), (1000, 1), (400, 2)])
+def test_all_of_the_state_is_read_back_once_a_second(tick_ms: int, within: int) -> None:
+    host = small_host(8)
+    hal = FakeHal(host)
+    loop, _ = looped(hal, host, tick_ns=tick_ms * 1_000_000)
+    loop.run(2)
+    hal.verified.clear()
+    loop.run(within)
+    assert set(np.concatenate(hal.verified).tolist()) == set(range(8))
+
+
 # -- time
 
 
