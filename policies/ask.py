@@ -64,6 +64,10 @@ class Asker(Protocol):
         """Put the request for ``tick`` to the policy."""
         ...
 
+    def arrived(self) -> bool:
+        """Return whether there is nothing to wait for: whoever has work of his own to do meanwhile need not."""
+        ...
+
     def end(self, budget_ns: int, now_ns: Callable[[], int]) -> Answer:
         """Return the answer, or that there is none ``budget_ns`` after ``begin``."""
         ...
@@ -100,6 +104,10 @@ class Inline:
     def begin(self, request: Request, host: Host, tick: int) -> None:
         """See :class:`Asker`."""
         self._asked = request, host, tick
+
+    def arrived(self) -> bool:
+        """See :class:`Asker`: while it is called nobody else does anything."""
+        return True
 
     def end(self, budget_ns: int, now_ns: Callable[[], int]) -> Answer:
         """See :class:`Asker`. A policy that hangs here hangs the caller."""

@@ -120,6 +120,7 @@ class Mind:
         self.pinned: BoolArray = np.zeros(n, bool)
         """(N,) VMs that get exactly their reservation, whoever decides: their controls do not obey."""
         self._kept: Answer | None = None
+        self._cold = True
         self._fixed = host.vms.isolation == Isolation.SECURITY
         self._any_fixed = bool(self._fixed.any())
 
@@ -155,7 +156,7 @@ class Mind:
 
     def rest(self, slack_ns: int) -> None:
         """Do what is done between ticks; ``slack_ns`` are left until the next one."""
-        if not self.asker.beside:  # a policy that is called leaves no time for a shadow: the fallback runs here
+        if self._cold:  # the policy left no time for a shadow: the fallback stays warm here
             self.fallback.allocate(self.request, self.host, self.tick)
         standing = self.standing
         wanted = not standing.benched_for or standing.until - self.tick <= START_TICKS
@@ -230,9 +231,10 @@ def _propose(mind: Mind, out: Decision) -> Units:
     asking = may or standing.benched_for == "worse"  # then it shows in the shadow whether it has become better
     if asking:
         mind.asker.begin(mind._shown, host, tick)
-    # Where the policy thinks beside us this costs nothing, and the fallback is warm when it is needed.
-    shadow = mind.fallback.allocate(mind.request, host, tick) if mind.asker.beside else None
+    # What runs in the shadow of a policy that thinks beside us costs nothing, and keeps the fallback warm.
     out.default = mind.default.allocate(mind.request, host, tick) if mind.default is not None else None
+    shadow = None if asking and mind.asker.arrived() else mind.fallback.allocate(mind.request, host, tick)
+    mind._cold = shadow is None
     answer = mind.asker.end(mind.options.policy_budget_ns, mind.clock_ns) if asking else None
     if answer is None or (not answer.fault and not may):
         out.fault_kind = "benched"

@@ -6,7 +6,7 @@ Why a process, of the three ways that there are (``foreshare bench policy`` meas
 - an *interval timer* whose handler raises reaches Python code only: not a loop in native code, which never comes back
   to the interpreter, nor a crash; and the exception can land just behind the block that it was meant for;
 - a *process* survives everything, a SIGSTOP and a segmentation fault included. It costs two wake-ups of the scheduler,
-  during which the fallback and the default compute their answers in its shadow, so that little of it is felt.
+  during which the default and the fallback compute their answers in its shadow, so that less of it is felt.
 
 A thread would share the interpreter's lock and the address space, and so the hang and the crash. Waiting is one ppoll
 with a deadline on the socket, woken by the answer or by the end of the process, whichever comes first. Spinning on the
@@ -283,6 +283,10 @@ class PolicyProcess:
         except OSError:
             return  # it has ended, which end() finds
         self._asked, self._fresh, self._asked_ns = tick, True, self._began_ns
+
+    def arrived(self) -> bool:
+        """See Asker."""
+        return self._sock is not None and self._waiter.readable(0)
 
     def end(self, budget_ns: int, now_ns: Callable[[], int]) -> Answer:
         """See Asker. Time is the machine's own, whatever clock the caller keeps: the process lives by no other."""

@@ -80,7 +80,7 @@ def _people_simulator(result: dict[str, Any]) -> str:
 
 def _people_policy(result: dict[str, Any]) -> str:
     about = {
-        "inline": "called; then the fallback", "timer": "called under an interval timer; then the fallback",
+        "inline": "called", "timer": "called under an interval timer",
         "process": "in its process, the fallback in its shadow", "process_alone": "in its process, nothing meanwhile",
     }  # fmt: skip
     lines = [
