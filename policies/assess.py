@@ -9,6 +9,7 @@ with ``d`` the demand then seen (at least that; what a host can see), ``x`` the 
 more than the priority. A VM is as slow as its scarcest resource, hence the minimum. The difference of the two losses is
 averaged (gain ``GAIN``); the policy **does worse** once that mean, over at least ``LEAST_TICKS``, exceeds both
 ``MARGIN`` and ``SIGMAS`` standard errors (those of an exponentially weighted mean: ``sd * sqrt(GAIN / (2 - GAIN))``).
+While it is benched for that it goes on proposing, unheeded, and may come back once the mean has.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ class Assessor:
 
     def __init__(self, host: Host) -> None:
         self.rebind(host)
-        self.forget()
+        self.ticks = 0
+        self.mean = 0.0
+        """By how much the policy's loss exceeds the default's, between -1 and 1."""
+        self._square = 0.0
 
     def rebind(self, host: Host) -> None:
         """Work for other VMs; what was proposed for the former ones is dropped."""
@@ -48,13 +52,6 @@ class Assessor:
         self._pending = False
         self._judged = host.movable.copy()
         self._judged[CACHE] = False  # best effort: who has no ways of his own has the shared ones
-
-    def forget(self) -> None:
-        """Start anew, as after a bench."""
-        self.ticks = 0
-        self.mean = 0.0
-        """By how much the policy's loss exceeds the default's, between -1 and 1."""
-        self._square = 0.0
 
     def propose(self, policy: Units, default: Units) -> None:
         """Keep what each would give, (..., N, R), until the next reading tells what it was worth."""
@@ -88,6 +85,11 @@ class Assessor:
         if not part.size:
             return 0.0
         return float(np.mean((1.0 - part.min(axis=-1)) @ self._weight))
+
+    @property
+    def recovered(self) -> bool:
+        """Whether a policy that did worse no longer does: it must have come back by half."""
+        return self.mean <= MARGIN / 2
 
     @property
     def worse(self) -> bool:

@@ -227,6 +227,8 @@ def conclude_tick(mind: Mind) -> Decision:
 def _propose(mind: Mind, out: Decision) -> Units:
     """Ask the policy, and whoever runs in its shadow; fill who decided and why, and return what is proposed."""
     host, tick, standing = mind.host, mind.tick, mind.standing
+    if standing.benched_for == "worse" and tick >= standing.until and mind.assessor and not mind.assessor.recovered:
+        standing.extend(tick)
     may = standing.may_decide(tick)
     asking = may or standing.benched_for == "worse"  # then it shows in the shadow whether it has become better
     if asking:
@@ -291,8 +293,7 @@ def _judge(mind: Mind, answer: Answer | None, out: Decision) -> None:
     if assessor is None or out.default is None or answer.units is None:
         return
     assessor.propose(answer.units, out.default)
-    if assessor.worse:
+    if assessor.worse and not standing.benched_for:
         out.fault_kind = "worse"
         out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"
         standing.fault("worse", tick)
-        assessor.forget()

@@ -74,7 +74,12 @@ class Standing:
             self._strikes += 1
         if self._strikes + self._grave < self.options.strikes and kind != "worse":
             return False
-        self.benched_for, self.until = kind, tick + 1 + self._next
+        self.benched_for = kind
         self.benches += 1
-        self._next = min(2 * self._next, self.options.most_ticks)
+        self.extend(tick + 1)
         return True
+
+    def extend(self, tick: int) -> None:
+        """Let the bench go on from ``tick``, for twice as long as the one before."""
+        self.until = tick + self._next
+        self._next = min(2 * self._next, self.options.most_ticks)
