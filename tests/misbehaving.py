@@ -25,15 +25,14 @@ GOOD = 20
 class Scripted(Triage):
     """Triage, until ``act`` has its turn; what ``act`` returns is the answer, unless that is None."""
 
-    def __init__(self, act: Callable[[int], Any], good: int = GOOD, period: int = 0) -> None:
+    def __init__(self, act: Callable[[int], Any]) -> None:
         super().__init__()
-        self._act, self._good, self._period, self._asked = act, good, period, 0
+        self._act, self._asked = act, 0
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         self._asked += 1
         units = super().allocate(request, host, tick)
-        turn = self._asked > self._good and (not self._period or self._asked % self._period == 0)
-        answer = self._act(tick) if turn else None
+        answer = self._act(tick) if self._asked > GOOD else None
         return units if answer is None else answer  # type: ignore[no-any-return] # the point
 
     def __deepcopy__(self, memo: Any) -> Triage:
@@ -42,11 +41,6 @@ class Scripted(Triage):
 
 def sleeps() -> Scripted:
     return Scripted(lambda tick: time.sleep(3600))
-
-
-def naps() -> Scripted:
-    """Takes 2 ms every tenth time: too long, but not for ever."""
-    return Scripted(lambda tick: time.sleep(0.002), period=10)
 
 
 def _spin(tick: int) -> None:
@@ -59,14 +53,8 @@ def spins() -> Scripted:
 
 
 def spins_natively() -> Scripted:
-    """Loops in C without ever letting go of the interpreter's lock: qsort whose comparison never ends is none of ours;
-    a sum over memory that takes hours is."""
-
-    def act(tick: int) -> None:
-        step = np.lib.stride_tricks.as_strided(np.ones(1), shape=(1 << 45,), strides=(0,))
-        step.sum()
-
-    return Scripted(act)
+    """Loops in C for years: holds on to the interpreter's lock and does not look for signals."""
+    return Scripted(lambda tick: sum(range(1 << 62)))
 
 
 def crashes() -> Scripted:
@@ -124,10 +112,6 @@ class Miser:
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         return host.floor.copy()
-
-
-def miser() -> Miser:
-    return Miser()
 
 
 def good() -> Triage:
