@@ -14,6 +14,11 @@ from foreshare.policies.host import CACHE, Host, IntArray, Placement, Topology, 
 from foreshare.policies.reading import Quality, Reading
 
 
+def never(control: int, row: int) -> int:
+    """Refuse nothing."""
+    return 0
+
+
 class FakeHal:
     """Demand is what ``demand`` says, usage what of it fits into what is held."""
 
@@ -31,7 +36,7 @@ class FakeHal:
         self.tick_takes_ns: Callable[[int], int] = lambda tick: 0
         self.write_ns = 0
         self.writes_per_tick: int | None = None
-        self.refuse: Callable[[int, int], int] = lambda control, row: 0
+        self.refuse: Callable[[int, int], int] = never
         """Errno with which a write of ``control`` to ``row`` fails."""
         self.sampled_at: list[int] = []
         self.verified: list[IntArray] = []
@@ -70,6 +75,9 @@ class FakeHal:
         """Write one after the other, each in ``write_ns``, at most ``writes_per_tick``."""
         receipt.clear()
         self.plans.append(plan)
+        if self.writes_per_tick is None and not self.write_ns and self.refuse is never:
+            self.held.apply(plan, receipt, self.clock.now_ns())
+            return
         most = len(plan) if self.writes_per_tick is None else min(len(plan), self.writes_per_tick)
         done = 0
         failures: list[WriteFailure] = []
