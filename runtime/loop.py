@@ -11,6 +11,7 @@ has been read back, for only then is it known what is nobody's.
 
 from __future__ import annotations
 
+import errno
 import gc
 import time
 from collections.abc import Callable, Sequence
@@ -263,7 +264,7 @@ class ControlLoop:
         tested = self._obedience.pinned.copy()
         tested[written] = True  # who was not written to has not shown that it obeys
         for failure in self._receipt.failures:
-            if not failure.gone:
+            if not failure.gone and failure.errno != errno.EAGAIN:  # no time was left for it: it waits, as others do
                 self._obedience.strike(int(plan.vm[failure.index]), failure.text)
         for rows in self._rounds.rows(now, now() + self.options.verify_budget_ns):
             seen.units[rows], seen.cpus[rows], seen.ways[rows] = held.units[rows], held.cpus[rows], held.ways[rows]
