@@ -17,6 +17,16 @@ from foreshare.runtime.bench import machine_facts
 FOLDER = Path(__file__).parent / "soak" / "results"
 
 
+def _git(*args: str) -> str:
+    done = subprocess.run(["git", *args], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+COMMIT = _git("rev-parse", "HEAD")
+"""Of the code that runs: as it was when it was loaded."""
+CHANGED = bool(_git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/tests/soak/results"))
+
+
 def soak_ticks(full: int) -> int:
     """Return how many ticks of ``full`` to run."""
     return max(1, round(full * float(os.environ.get("SOAK_SHARE", "1"))))
@@ -24,12 +34,6 @@ def soak_ticks(full: int) -> int:
 
 def keep(name: str, test: str, full: int, figures: dict[str, Any]) -> None:
     """Write the figures of one long run; ``figures`` says how many ``ticks`` it had, ``full`` how many it should."""
-    root = Path(__file__).parent.parent
-
-    def git(*args: str) -> str:
-        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=False)
-        return done.stdout.strip()
-
     share = os.environ.get("SOAK_SHARE", "")
     doc = {
         "run": name,
@@ -38,8 +42,8 @@ def keep(name: str, test: str, full: int, figures: dict[str, Any]) -> None:
         "command": f"{f'SOAK_SHARE={share} ' if share else ''}python -m pytest -m soak {test}",
         "figures": figures,
         "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": git("rev-parse", "HEAD"),
-        "tree_changed_since": bool(git("status", "--porcelain", "--untracked-files=no")),
+        "commit": COMMIT,
+        "tree_changed_since": CHANGED,
         "machine": machine_facts(),
     }
     FOLDER.mkdir(parents=True, exist_ok=True)
