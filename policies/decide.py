@@ -1,11 +1,14 @@
 """One tick's judgement: forecast, policy or fallback, guard, placement.
 
 The one function that loop, environment and benchmarks call: what trains is what ships.
+
+Who decides, in this order: the policy, if its answer to this tick's request came in time; where it was late, hung or
+crashed, its newest answer to an earlier tick that has not expired; where it is benched for doing worse than the
+default, the default; else the priority sort.
 """
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,14 +18,22 @@ import numpy.typing as npt
 
 from .allocators import Allocator, PrioritySort, Request
 from .allocators.base import make_request
+from .ask import ABSENCES, Answer, Asker, Inline, Units
+from .assess import Assessor
 from .errors import InputError
 from .forecast import Forecast, Forecaster, carry
 from .guard import Guard, GuardOptions
 from .host import CACHE, BoolArray, Host, IntArray, Isolation, Placement
 from .placement import BatchPlacer, Placer
 from .reading import Reading
+from .standing import Standing, StandingOptions
+from .trust import Trust
 
 STAGES = ("forecast", "decide", "guard", "place")
+START_TICKS = 50
+"""A policy whose process has ended is started again so many ticks before its bench is over."""
+_IN_TIME_ONLY = frozenset({"raised", "wrong", "benched", "worse"})
+"""After these an earlier answer is no better than none: it is the policy that cannot be trusted, not its timing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +43,11 @@ class DecideOptions:
     headroom: float = 1.05
     """VMs ask for this multiple of the upper end of their forecast."""
     policy_budget_ns: int = 600_000
-    """A policy that took longer than this loses the tick to the priority sort."""
+    """A policy that took longer than this loses the tick."""
+    expires_ticks: int = 2
+    """A policy's answer to an earlier tick may stand in for a late one for so many ticks; 0: never."""
     guard: GuardOptions = field(default_factory=GuardOptions)
+    standing: StandingOptions = field(default_factory=StandingOptions)
 
 
 UNHURRIED = DecideOptions(policy_budget_ns=1 << 62)
@@ -47,28 +61,43 @@ class Decision:
     placement: Placement
     """What every VM is to hold."""
     by_policy: bool
-    """False: the fallback decided."""
+    """The policy decided, if by an answer to an earlier tick; False: the fallback or the default did."""
     fault: str
-    """Why the policy's answer was not used; empty if it was."""
+    """Why there was no answer of the policy to this tick, in words; empty if there was one and it was used."""
     contended: BoolArray
     """(N, R) the VM is expected to need more than it was granted. Never set for cache, which is best effort."""
     throttled: BoolArray
     """(N,) the priority sort refused the VM and holds it at its reservation."""
     request: Request
     forecast: Forecast
+    fault_kind: str = ""
+    """One of :data:`~.ask.FAULTS` or :data:`~.ask.ABSENCES`; empty if there was none."""
+    age: int = 0
+    """By how many ticks the features that it was decided on are older than this tick's."""
+    default: IntArray | None = None
+    """(N, R) what the default (triage) would have decided, where the Mind has one: the anchor of a trust region."""
 
 
 class Mind:
-    """Everything that decide_tick needs from tick to tick: models, guard, placer and preallocated buffers."""
+    """Everything that decide_tick needs from tick to tick: models, guard, placer and preallocated buffers.
+
+    ``asker``: how the policy is asked, by calling it where nothing else is said. ``default``: what decides while the
+    policy is benched for doing worse; the policy is assessed against it all the time. Without one it is not assessed.
+    """
 
     def __init__(
-        self, host: Host, forecaster: Forecaster, policy: Allocator, options: DecideOptions | None = None
-    ) -> None:
+        self, host: Host, forecaster: Forecaster, policy: Allocator, options: DecideOptions | None = None, *,
+        asker: Asker | None = None, default: Allocator | None = None,
+    ) -> None:  # fmt: skip
         if host.batch and not policy.batched:
             raise InputError(f"policy {policy.name!r} decides about one host at a time")
         self.options = options or DecideOptions()
-        self.forecaster, self.policy = forecaster, policy
+        self.forecaster, self.policy, self.default = forecaster, policy, default
+        self.asker: Asker = asker or Inline(policy)
         self.fallback = PrioritySort()
+        self.standing = Standing(self.options.standing)
+        self.trust = Trust(host)
+        self.assessor = Assessor(host) if default is not None else None
         self.guard = Guard(host, self.options.guard)
         self.placer: Placer | BatchPlacer = BatchPlacer(host) if host.batch else Placer(host)
         self.tick = 0
@@ -88,6 +117,10 @@ class Mind:
         self._shown = self.request.read_only()  # a policy that writes into it must not reach guard and fallback
         self.held: IntArray = np.broadcast_to(host.reservation, host.shape).copy()
         """(..., N, R) what was decided last."""
+        self.pinned: BoolArray = np.zeros(n, bool)
+        """(N,) VMs that get exactly their reservation, whoever decides: their controls do not obey."""
+        self._kept: Answer | None = None
+        self._cold = True
         self._fixed = host.vms.isolation == Isolation.SECURITY
         self._any_fixed = bool(self._fixed.any())
 
@@ -95,20 +128,24 @@ class Mind:
         """Carry on with another set of VMs on the same hardware; VMs known by UUID keep their history and place."""
         old = {u: i for i, u in enumerate(self.host.vms.uuid)}
         rows = np.array([old.get(u, -1) for u in host.vms.uuid], np.int64)
-        held = self.held
+        held, pinned = self.held, self.pinned
         self.forecaster.rebind(host, rows)
+        self.trust.rebind(host, rows)
+        if self.assessor is not None:
+            self.assessor.rebind(host)
         self.guard.rebind(host)
         self.placer.rebind(host, rows)
         self._bind(host)
+        self.asker.rebind(host)
         self.held = carry(held, rows, self.held)
+        self.pinned = carry(pinned, rows, self.pinned, axis=-1)
 
     def warm_up(self) -> None:
-        """Run policy, fallback, guard and placement once for nothing, so that the first tick finds its code warm.
-
-        Nothing is learnt from it: a copy of the policy is asked.
-        """
-        _ask_policy(self, copy.deepcopy(self.policy))
+        """Run policy, fallback, guard and placement once for nothing, so that the first tick finds its code warm."""
+        self.asker.warm_up(self._shown, self.host)
         self.fallback.allocate(self.request, self.host, 0)
+        if self.default is not None:
+            type(self.default)().allocate(self.request, self.host, 0)
         units = self.guard.admit(self.held, self.request.ask, self.held)
         fresh = BatchPlacer(self.host) if self.host.batch else Placer(self.host)
         fresh.place(units, Placement.empty(len(self.host), self.host.topology.cpus, self.host.batch))
@@ -116,6 +153,20 @@ class Mind:
     def adopt(self, placement: Placement) -> None:
         """Start from what the VMs hold now (after a restart), so that the first tick moves as little as it can."""
         self.placer.adopt(placement)
+
+    def rest(self, slack_ns: int) -> None:
+        """Do what is done between ticks; ``slack_ns`` are left until the next one."""
+        if self._cold:  # the policy left no time for a shadow: the fallback stays warm here
+            self.fallback.allocate(self.request, self.host, self.tick)
+        standing = self.standing
+        wanted = not standing.benched_for or standing.until - self.tick <= START_TICKS
+        found = self.asker.rest(slack_ns, wanted)
+        if found is not None:
+            standing.fault(found.fault, self.tick)
+
+    def close(self) -> None:
+        """Let go of the policy."""
+        self.asker.close()
 
 
 def decide_tick(mind: Mind, reading: Reading) -> Decision:
@@ -131,10 +182,16 @@ def decide_tick(mind: Mind, reading: Reading) -> Decision:
 def forecast_tick(mind: Mind, reading: Reading) -> Request:
     """Do the first half of a tick: take in a reading, return what the VMs ask. Policies see no more than this."""
     host, start = mind.host, mind.clock_ns()
+    reading = mind.trust.check(reading, mind.held)
+    if mind.assessor is not None:
+        mind.assessor.score(reading)
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading, mind.options.headroom, mind.request)
+    mind.trust.entitle(mind.request, reading.present)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
         mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
+    if mind.pinned.any():
+        mind.request.ask[..., mind.pinned, :] = host.reservation[mind.pinned]
     mind.stage_ns[0] = mind.clock_ns() - start
     return mind.request
 
@@ -143,19 +200,16 @@ def conclude_tick(mind: Mind) -> Decision:
     """Do the second half of a tick: policy or fallback, guard, placement."""
     host, now, out = mind.host, mind.clock_ns, mind.decision
     start = now()
-    proposal, out.fault = _ask_policy(mind, mind.policy)
-    out.by_policy = proposal is not None
-    out.throttled[:] = False
-    if proposal is None:
-        proposal = mind.fallback.allocate(mind.request, host, mind.tick)
-        out.throttled[:] = mind.fallback.refused
-    elif isinstance(mind.policy, PrioritySort):
-        out.throttled[:] = mind.policy.refused
+    proposal = _propose(mind, out)
     decide_done = now()
 
-    if mind._any_fixed:  # security class: no policy touches it
-        proposal = np.where(mind._fixed[:, None], host.reservation, proposal)
-    units = mind.guard.admit(proposal, mind.request.ask, mind.held, frozen=out.throttled)
+    frozen, apart = out.throttled, mind._fixed if mind._any_fixed else None
+    if mind.pinned.any():
+        apart = mind.pinned if apart is None else apart | mind.pinned
+        frozen = frozen | mind.pinned
+    if apart is not None:  # security class: no policy touches it
+        proposal = np.where(apart[:, None], host.reservation, proposal)
+    units = mind.guard.admit(proposal, mind.request.ask, mind.held, frozen=frozen)
     if mind._any_fixed:
         units[..., mind._fixed, :] = host.reservation[mind._fixed]
     np.greater(mind.request.need, units, out=out.contended)
@@ -170,25 +224,76 @@ def conclude_tick(mind: Mind) -> Decision:
     return out
 
 
-def _ask_policy(mind: Mind, policy: Allocator) -> tuple[IntArray | None, str]:
-    """Return the policy's proposal, or None and what was wrong with it."""
-    begun = mind.clock_ns()
-    try:
-        proposal = policy.allocate(mind._shown, mind.host, mind.tick)
-        fault = _unusable(proposal, mind.host)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a plug-in: what it raises costs it the tick, not the host
-        return None, f"raised {type(error).__name__}: {error}"
-    took = mind.clock_ns() - begun
-    if took > mind.options.policy_budget_ns:
-        return None, f"late: {took // 1000} us of {mind.options.policy_budget_ns // 1000}"
-    return (None, fault) if fault else (proposal, "")
+def _propose(mind: Mind, out: Decision) -> Units:
+    """Ask the policy, and whoever runs in its shadow; fill who decided and why, and return what is proposed."""
+    host, tick, standing = mind.host, mind.tick, mind.standing
+    if standing.benched_for == "worse" and tick >= standing.until and mind.assessor and not mind.assessor.recovered:
+        standing.extend(tick)
+    may = standing.may_decide(tick)
+    asking = may or standing.benched_for == "worse"  # then it shows in the shadow whether it has become better
+    if asking:
+        mind.asker.begin(mind._shown, host, tick)
+    # What runs in the shadow of a policy that thinks beside us costs nothing, and keeps the fallback warm.
+    out.default = mind.default.allocate(mind.request, host, tick) if mind.default is not None else None
+    shadow = None if asking and mind.asker.arrived() else mind.fallback.allocate(mind.request, host, tick)
+    mind._cold = shadow is None
+    answer = mind.asker.end(mind.options.policy_budget_ns, mind.clock_ns) if asking else None
+    if answer is None or (not answer.fault and not may):
+        out.fault_kind = "benched"
+        out.fault = f"benched ({standing.benched_for}) for {standing.until - tick} ticks more"
+    else:
+        out.fault_kind, out.fault = answer.fault, answer.why
+    _judge(mind, answer, out)
+    out.by_policy, out.age = True, 0
+    out.throttled[:] = False
+    kept = mind._kept
+    if answer is not None and answer.earlier is not None:
+        mind._kept = _newer(kept, answer.earlier)
+        if answer.earlier.tick < tick:  # else it has come after this tick's time, and is the next one's
+            kept = mind._kept
+    if not out.fault_kind and answer is not None and answer.units is not None:
+        mind._kept = answer
+        if answer.refused is not None:
+            out.throttled[:] = answer.refused
+        return answer.units
+    if kept is not None and kept.units is not None and out.fault_kind not in _IN_TIME_ONLY:
+        out.age = tick - kept.tick
+        if 0 < out.age <= mind.options.expires_ticks:
+            if kept.refused is not None:
+                out.throttled[:] = kept.refused
+            return kept.units
+    out.by_policy, out.age = False, 0
+    if standing.benched_for == "worse" and out.default is not None:
+        return out.default
+    if shadow is None:
+        shadow = mind.fallback.allocate(mind.request, host, tick)
+    out.throttled[:] = mind.fallback.refused
+    return shadow
 
 
-def _unusable(proposal: object, host: Host) -> str:
-    if type(proposal) is not np.ndarray or proposal.shape != host.shape:
-        return f"answered {getattr(proposal, 'shape', type(proposal).__name__)}, expected {host.shape}"
-    if proposal.dtype.kind == "f" and not np.isfinite(proposal).all():
-        return "answered values that are not finite"
-    if proposal.dtype.kind not in "if" or proposal.dtype.itemsize > 8:
-        return f"answered {proposal.dtype}"
-    return ""
+def _newer(one: Answer | None, other: Answer) -> Answer:
+    return other if one is None or one.tick < other.tick else one
+
+
+def _judge(mind: Mind, answer: Answer | None, out: Decision) -> None:
+    """Keep the policy's record: strikes, forgiveness, and how it compares with the default."""
+    standing, assessor, tick = mind.standing, mind.assessor, mind.tick
+    if answer is None:
+        return
+    if answer.fault == "late" and not mind.asker.beside:
+        # Who was called has taken his time, and has answered: on a slow machine not to ask our own any more would only
+        # leave tick after tick to the last resort, which is hardly faster.
+        standing.count(answer.fault)
+        return
+    if answer.fault:
+        if answer.fault not in ABSENCES:
+            standing.fault(answer.fault, tick)
+        return
+    standing.good()
+    if assessor is None or out.default is None or answer.units is None:
+        return
+    assessor.propose(answer.units, out.default)
+    if assessor.worse and not standing.benched_for:
+        out.fault_kind = "worse"
+        out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"
+        standing.fault("worse", tick)

@@ -100,6 +100,12 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
 DEFAULT = "triage"
 
 
+def is_plug_in(name: str) -> bool:
+    """Return whether ``name`` names somebody's code, ``package.module:callable``, not a policy of POLICIES."""
+    module, colon, attribute = name.partition(":")
+    return bool(colon) and all(part.isidentifier() for part in (*module.split("."), attribute))
+
+
 def make_mind(name: str, host: Host, options: DecideOptions | None = None, *, knobs: Any = None) -> Mind:
     """Return a mind that decides by the named policy, with its tuned knobs unless others are given.
 

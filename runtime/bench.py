@@ -23,12 +23,13 @@ from foreshare.policies import kernel
 from foreshare.policies.errors import HostError
 from foreshare.policies.host import RESOURCES, FloatArray, IntArray, Placement, Resource, Topology, VmTable
 from foreshare.policies.reading import Reading
-from foreshare.policies.registry import DEFAULT, make_mind
+from foreshare.policies.registry import DEFAULT
 
+from .asking import Where, open_mind
 from .jitter import JitterBeside
 from .latency import percentiles
 from .loop import ControlLoop, LoopOptions, Tick
-from .session import HalChoice, open_hal
+from .session import HalChoice, decide_options, open_hal
 
 WARM_UP_TICKS = 50
 REST_S = 30.0
@@ -46,6 +47,7 @@ class TickBench:
     ticks: int = 1000
     tick_ms: float = 10.0
     policy: str = DEFAULT
+    policy_in: Where = "auto"
     seed: int = 0
 
 
@@ -153,17 +155,19 @@ def bench_tick(bench: TickBench) -> dict[str, Any]:
 
 def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
     host = Host(hal.topology, hal.vms)
-    loop = ControlLoop(hal, make_mind(bench.policy, host), LoopOptions(tick_ns=round(bench.tick_ms * 1e6)))
-    loop.observers.append(_Start(loop))
-    hal.claim(lambda originals: None)
-    with JitterBeside(bench.ticks, bench.tick_ms) as jitter:
-        loop.run(bench.ticks + WARM_UP_TICKS)
+    with closing(open_mind(bench.policy, host, decide_options(hal, bench.tick_ms), bench.policy_in)) as mind:
+        loop = ControlLoop(hal, mind, LoopOptions(tick_ns=round(bench.tick_ms * 1e6)))
+        loop.observers.append(_Start(loop))
+        hal.claim(lambda originals: None)
+        with JitterBeside(bench.ticks, bench.tick_ms) as jitter:
+            loop.run(bench.ticks + WARM_UP_TICKS)
     counts, latency = loop.counts, loop.latency
     decided = max(counts.by_policy + counts.by_fallback, 1)
     return {
         "hal": bench.hal,
         "vms": bench.vms,
         "policy": bench.policy,
+        "policy_in": "process" if mind.asker.beside else "inline",
         "resources": [name for name, moves in zip(RESOURCES, host.movable, strict=True) if moves],
         "ticks": counts.ticks,
         "missed_ticks": counts.missed,
@@ -175,6 +179,8 @@ def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
         "floor_ratio_p50": None,
         "floor_alone_us": {"p50": 0.0, "p99": 0.0},
         "decided_by_policy_pct": round(100.0 * counts.by_policy / decided, 3),
+        "decided_late": counts.by_earlier,
+        "policy_faults": dict(counts.faults),
         "deferred_writes_pct": round(100.0 * counts.deferred / max(counts.writes + counts.deferred, 1), 4),
         "deferred_longest_ticks": counts.deferred_longest,
         "changed_vms_per_tick": round(counts.changed_vms / max(counts.ticks, 1), 2),

@@ -14,8 +14,11 @@ import numpy as np
 from .latency import percentiles
 
 
-def overshoot_us(ticks: int, tick_ms: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return (ticks,) by how many microseconds sleeping until an absolute time overshot it."""
+def overshoot_us(ticks: int, tick_ms: float, work_us: float = 0.0) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Return (ticks,) by how many microseconds sleeping until an absolute time overshot it.
+
+    With ``work_us``, by how many getting so much CPU time from then on did: who works can be held up as well.
+    """
     late = np.empty(ticks)
     tick_ns = round(tick_ms * 1e6)
     next_ns = time.monotonic_ns() + tick_ns
@@ -23,7 +26,11 @@ def overshoot_us(ticks: int, tick_ms: float) -> np.ndarray[tuple[int], np.dtype[
         left = next_ns - time.monotonic_ns()
         if left > 0:
             time.sleep(left * 1e-9)
-        late[i] = (time.monotonic_ns() - next_ns) * 1e-3
+        if work_us:
+            until = time.thread_time_ns() + work_us * 1e3
+            while time.thread_time_ns() < until:
+                pass
+        late[i] = (time.monotonic_ns() - next_ns) * 1e-3 - work_us
         next_ns += tick_ns
     return late
 
@@ -31,9 +38,10 @@ def overshoot_us(ticks: int, tick_ms: float) -> np.ndarray[tuple[int], np.dtype[
 class JitterBeside:
     """An empty loop in a process of its own while the block runs; ``result`` afterwards."""
 
-    def __init__(self, ticks: int, tick_ms: float) -> None:
+    def __init__(self, ticks: int, tick_ms: float, work_us: float = 0.0) -> None:
         self._argv = [
-            sys.executable, "-m", "foreshare.runtime.jitter", "--ticks", str(ticks), "--tick-ms", str(tick_ms)
+            sys.executable, "-m", "foreshare.runtime.jitter", "--ticks", str(ticks), "--tick-ms", str(tick_ms),
+            "--work-us", str(work_us),
         ]  # fmt: skip
         self.result: dict[str, float] = {}
 
@@ -56,8 +64,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="foreshare.runtime.jitter")
     parser.add_argument("--ticks", type=int, required=True)
     parser.add_argument("--tick-ms", type=float, required=True)
+    parser.add_argument("--work-us", type=float, default=0.0)
     args = parser.parse_args()
-    sys.stdout.write(json.dumps(percentiles(overshoot_us(args.ticks, args.tick_ms))) + "\n")
+    late = overshoot_us(args.ticks, args.tick_ms, args.work_us)
+    sys.stdout.write(json.dumps(percentiles(late) | {"max": round(float(late.max(initial=0.0)), 1)}) + "\n")
     return 0
 
 

@@ -3,6 +3,10 @@
 Ticks start at ``start + k * tick``; a tick that overruns costs the ones it ran into, which are counted and skipped,
 never caught up. What does not fit into the apply budget stays in the difference between what the controls hold and what
 they should hold, and so is in the next tick's plan.
+
+Whatever the host does, the loop goes on: a call into the HAL that fails is counted and costs what it was for. Without a
+sample every value of the tick is missing; where it is unknown what a plan has written, nothing is written until that
+has been read back, for only then is it known what is nobody's.
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -18,14 +22,19 @@ import numpy.typing as npt
 
 from foreshare.envs.hal import Hal, Plan, Receipt
 from foreshare.envs.hal.plan import advance, build_plan
+from foreshare.envs.hal.virtual import blank
+from foreshare.policies.ask import FAULTS
 from foreshare.policies.decide import Decision, Mind, decide_tick
-from foreshare.policies.host import BoolArray, Host, Placement
+from foreshare.policies.errors import HalError
+from foreshare.policies.host import BoolArray, Host, IntArray, Placement
 from foreshare.policies.presence import Presence
 from foreshare.policies.reading import Reading
 
+from .actuator import Obedience
 from .latency import Latency
 from .meter import Meter
 from .runlog import STAGES
+from .verify import Rounds
 
 COLLECT_TICKS = 500
 """Garbage of the newest generations is collected in the slack of every so-manieth tick; never inside one."""
@@ -38,8 +47,11 @@ class LoopOptions:
     tick_ns: int = 10_000_000
     apply_budget_ns: int = 1_000_000
     """Writes that have not started by then wait for the next tick."""
-    verify_ticks: int = 100
-    """All of the host's state is read back once in so many ticks, a few VMs in each."""
+    verify_ticks: int = 0
+    """All of the host's state is read back once in so many ticks, a few VMs in each; see :class:`~.verify.Rounds`.
+    0: once a second."""
+    verify_budget_ns: int = 500_000
+    """What was just written is read back in the same tick, as far as that fits into so much time."""
 
 
 @dataclass(slots=True, eq=False)
@@ -80,6 +92,11 @@ class Counts:
     missed: int = 0
     by_policy: int = 0
     by_fallback: int = 0
+    """Ticks that the fallback or the default decided."""
+    by_earlier: int = 0
+    """Of those that the policy decided: by its answer to an earlier tick."""
+    faults: dict[str, int] = field(default_factory=dict)
+    """Ticks without an answer of the policy to them, by what was wrong; see policies/ask.py."""
     writes: int = 0
     deferred: int = 0
     """Writes that did not fit into their tick's budget, or found a lock held."""
@@ -88,6 +105,12 @@ class Counts:
     failed: int = 0
     drift: int = 0
     """VMs found to hold something other than was written."""
+    disobedient: int = 0
+    """How often a VM was held to its reservation because its controls did not obey."""
+    distrusted: int = 0
+    """How often a VM's telemetry was found not to be believed."""
+    host_faults: dict[str, int] = field(default_factory=dict)
+    """Calls into the HAL that failed as a whole, by what they were for."""
     changed_vms: int = 0
     """Sum over ticks of the VMs that a plan touched."""
 
@@ -110,10 +133,16 @@ class ControlLoop:
         self._reading, self._receipt = Reading.empty(n), Receipt()
         self._stage = np.zeros(len(STAGES), np.int64)
         self._presence = Presence(n)
+        self._present: BoolArray = np.ones(n, bool)
         self._waiting = np.zeros(n, np.int64)
-        self._verify_at = self._number = 0
-        per_tick = -(-n // max(self.options.verify_ticks - 1, 1)) if n else 0
-        self._verify_rows = [np.arange(i, min(i + per_tick, n)) for i in range(0, n, max(per_tick, 1))]
+        self._number = 0
+        self._rounds = Rounds(n, self.options.verify_ticks or max(1, 10**9 // self.options.tick_ns))
+        self._obedience = Obedience(n)
+        self._unknown: BoolArray = np.zeros(n, bool)
+        self._doubted: BoolArray = np.zeros(n, bool)
+        self._fault = ""
+        self.benches_before = 0
+        """Benches of the policy before the figures began."""
 
     @property
     def host(self) -> Host:
@@ -122,7 +151,8 @@ class ControlLoop:
 
     def run(self, ticks: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
         """Run ``ticks`` ticks (None: until ``stop`` says so). The HAL must have been claimed."""
-        self.hal.read_back(self._held)
+        self._unknown[:] = True
+        self._read(self._held)
         self.mind.adopt(self._held)
         clock, tick_ns = self.hal.clock, self.options.tick_ns
         self._warm_up()
@@ -139,6 +169,11 @@ class ControlLoop:
                 if self.counts.ticks % COLLECT_TICKS == 0:
                     gc.collect(1)
                 late = clock.now_ns() - next_ns
+                self.mind.rest(max(tick_ns - late, 0))
+                late = clock.now_ns() - next_ns
+                if late < -tick_ns:  # the clock went back: nobody waits until it has caught up
+                    next_ns += late
+                    late = 0
                 missed = max(0, (late - 1) // tick_ns) if late > tick_ns else 0
                 self.counts.missed += missed
                 next_ns += (1 + missed) * tick_ns
@@ -152,33 +187,32 @@ class ControlLoop:
     def reset_figures(self) -> None:
         """Start counting anew; what the host holds is not touched."""
         self.counts, self.latency = Counts(), Latency()
+        self.benches_before = self.mind.standing.benches
 
     def _warm_up(self) -> None:
         """Touch what a tick needs before the first one counts: reads only, no writes."""
-        self.hal.sample(self._reading)
+        self._sample()
         self.mind.warm_up()
         build_plan(self.host, self._held, self._held)
 
     def _tick(self, t_ns: int) -> None:
         now, stage = time.perf_counter_ns, self._stage
         began = now()
-        self.hal.sample(self._reading)
+        self._sample()
         sampled = now()
 
         decision = decide_tick(self.mind, self._reading)
         stage[1:5] = self.mind.stage_ns
 
         planning = now()
+        if self._unknown.any():
+            self._read(self._held, self._unknown.nonzero()[0])
         plan = build_plan(self.host, self._held, decision.placement)
         planned = now()
         stage[4] += planned - planning  # which writes lead there is the last part of placing
-        receipt = self._receipt
-        receipt.clear()
-        if len(plan):
-            # The first plan leads out of whatever was found: it is written whole, however long that takes.
-            deadline = self.hal.clock.now_ns() + self.options.apply_budget_ns if self._number else 0
-            self.hal.apply(plan, deadline, receipt)
-            advance(self._held, plan, receipt, decision.placement, self.host)
+        self._receipt.clear()
+        if len(plan) and not self._unknown.any():
+            self._apply(plan, decision.placement)
         applied = now()
 
         self._verify(plan)
@@ -188,37 +222,111 @@ class ControlLoop:
         self.latency.add(stage, done - began, reaction)
         self._account(t_ns, decision, plan)
 
-    def _verify(self, plan: Plan) -> None:
-        """Read back some VMs' controls, and those that refused a write, and believe what the kernel says."""
-        if not self._verify_rows:
+    def _sample(self) -> None:
+        try:
+            self.hal.sample(self._reading)
+        except (OSError, HalError) as error:
+            reading = self._reading
+            reading.t_ns, reading.dt_ns = self.hal.clock.now_ns(), 0
+            blank(reading)
+            self._host_fault("sample", error)
+
+    def _apply(self, plan: Plan, target: Placement) -> None:
+        """Write a plan and bring up to date what the controls hold."""
+        receipt = self._receipt
+        # The first plan leads out of whatever was found: it is written whole, however long that takes.
+        deadline = self.hal.clock.now_ns() + self.options.apply_budget_ns if self._number else 0
+        try:
+            self.hal.apply(plan, deadline, receipt)
+        except (OSError, HalError) as error:
+            receipt.clear()
+            self._unknown[plan.vm] = True
+            self._host_fault("apply", error)
             return
-        rows = self._verify_rows[self._verify_at % len(self._verify_rows)]
-        self._verify_at += 1
-        if self._receipt.failures:
-            rows = np.union1d(rows, plan.vm[[failure.index for failure in self._receipt.failures]])
-        held, seen = self._held, self._seen
-        seen.units[rows], seen.cpus[rows], seen.ways[rows] = held.units[rows], held.cpus[rows], held.ways[rows]
-        self.hal.read_back(seen, rows)
-        differs = (
-            (seen.units[rows] != held.units[rows]).any(axis=1)
-            | (seen.cpus[rows] != held.cpus[rows]).any(axis=1)
-            | (seen.ways[rows] != held.ways[rows])
-        ) & self.host.active[rows]
-        if differs.any():
-            for row in rows[differs]:
-                self.counts.drift += 1
-                held.units[row], held.cpus[row], held.ways[row] = seen.units[row], seen.cpus[row], seen.ways[row]
-                self._event("drift", int(row), "the controls held something else than was written; writing again")
+        advance(self._held, plan, receipt, target, self.host)
+
+    def _read(self, into: Placement, rows: IntArray | None = None) -> bool:
+        """Read back ``rows`` (all if None); return whether that went well. What was unknown of them is then known."""
+        try:
+            self.hal.read_back(into, rows)
+        except (OSError, HalError) as error:
+            self._host_fault("read-back", error)
+            return False
+        self._unknown[slice(None) if rows is None else rows] = False
+        return True
+
+    def _verify(self, plan: Plan) -> None:
+        """Read back some VMs' controls and believe what the kernel says."""
+        now, held, seen = self.hal.clock.now_ns, self._held, self._seen
+        written = plan.vm[: self._receipt.done]
+        self._rounds.suspect(written)
+        tested = self._obedience.pinned.copy()
+        tested[written] = True  # who was not written to has not shown that it obeys
+        for failure in self._receipt.failures:
+            if not failure.gone and not failure.deferred:  # what is deferred waits, and is no disobedience
+                self._obedience.strike(int(plan.vm[failure.index]), failure.text)
+        for rows in self._rounds.rows(now, now() + self.options.verify_budget_ns):
+            seen.units[rows], seen.cpus[rows], seen.ways[rows] = held.units[rows], held.cpus[rows], held.ways[rows]
+            if not self._read(seen, rows):
+                self._rounds.suspect(rows)
+                break
+            differs = (
+                (seen.units[rows] != held.units[rows]).any(axis=1)
+                | (seen.cpus[rows] != held.cpus[rows]).any(axis=1)
+                | (seen.ways[rows] != held.ways[rows])
+            ) & self.host.active[rows]
+            if differs.any():
+                for row in rows[differs]:
+                    self.counts.drift += 1
+                    held.units[row], held.cpus[row], held.ways[row] = seen.units[row], seen.cpus[row], seen.ways[row]
+                    text = "the controls held something else than was written"
+                    self._event("drift", int(row), f"{text}; writing again")
+                    self._obedience.strike(int(row), text)
+                self._rounds.suspect(rows[differs])
+            self._obedience.good(rows[~differs & tested[rows]])
+
+    def _host_fault(self, what: str, error: Exception) -> None:
+        faults = self.counts.host_faults
+        faults[what] = faults.get(what, 0) + 1
+        self._event("host-fault", -1, f"{what}: {error}")
+
+    def _safeguards(self, decision: Decision) -> None:
+        """Count and tell what the safeguards found: the policy's faults, disobedient controls, doubtful telemetry."""
+        kind, before, self._fault = decision.fault_kind, self._fault, decision.fault_kind
+        counts = self.counts
+        if kind:
+            counts.faults[kind] = counts.faults.get(kind, 0) + 1
+        if before == "benched" != kind:
+            self._event("asked-again", -1, "the policy may decide again")
+        if kind in FAULTS:
+            self._event("fallback" if not decision.by_policy else "late", -1, decision.fault)
+        elif kind == "benched" != before:
+            self._event("benched", -1, decision.fault)
+        for what, row, text in self._obedience.judge():
+            counts.disobedient += what == "disobeys"
+            self._event(what, row, text)
+        pinned = self.mind.pinned
+        pinned[:] = self._obedience.pinned
+        if pinned.any():
+            self._rounds.suspect(pinned.nonzero()[0])
+        doubted = self.mind.trust.doubted_vms(self._reading.present)
+        if (doubted != self._doubted).any():
+            counts.distrusted += int((doubted & ~self._doubted).sum())
+            for vm in np.flatnonzero(doubted != self._doubted).tolist():
+                if doubted[vm]:
+                    self._event("distrusted", vm, "its telemetry is missing or cannot be true: its reservation is safe")
+                else:
+                    self._event("trusted", vm, "its telemetry makes sense again")
+            self._doubted = doubted
 
     def _account(self, t_ns: int, decision: Decision, plan: Plan) -> None:
         """Count, tell the observers, follow VMs that come and go. Outside every latency figure but the tick's slack."""
         counts, receipt = self.counts, self._receipt
         counts.ticks += 1
-        if decision.by_policy:
-            counts.by_policy += 1
-        else:
-            counts.by_fallback += 1
-            self._event("fallback", -1, decision.fault)
+        counts.by_policy += decision.by_policy
+        counts.by_fallback += not decision.by_policy
+        counts.by_earlier += decision.age > 0
+        self._safeguards(decision)
         waiting = [failure.index for failure in receipt.failures if failure.deferred]
         counts.writes += receipt.done - len(waiting)
         counts.deferred += len(plan) - receipt.done + len(waiting)
@@ -247,6 +355,8 @@ class ControlLoop:
 
     def _follow(self, present: BoolArray) -> None:
         """Reclaim from VMs that are gone for good, take back those that return."""
+        self._unknown |= present & ~self._present  # it may be another, with controls of its own
+        self._present[:] = present
         active = self._presence.update(present)
         was = self.host.active
         if (active == was).all():
@@ -256,10 +366,14 @@ class ControlLoop:
         for row in np.flatnonzero(active != was):
             self._event("returned" if active[row] else "gone", int(row), "")
             self._release(int(row))
-        if (active & ~was).any():
-            self.hal.read_back(self._held, np.flatnonzero(active & ~was))
+        back = np.flatnonzero(active & ~was)
+        if len(back):
+            self._unknown[back] = True  # until it is read, now or later
+            self._read(self._held, back)
 
     def _release(self, row: int) -> None:
+        self._obedience.forget(row)
+        self._unknown[row] = self.mind.pinned[row] = False
         self._held.units[row], self._held.cpus[row], self._held.ways[row] = 0, False, 0
 
     def _event(self, kind: str, vm: int, text: str) -> None:

@@ -20,7 +20,11 @@ MAX_EVENTS = 10_000
 
 @dataclass(slots=True)
 class Event:
-    """Something that happened to a VM: contention, throttled, migrate, gone, write-failed, fallback."""
+    """Something that happened to a VM, or to the host.
+
+    Kinds: contention, throttled, migrate; gone, returned; write-failed, drift, disobeys, obeys; distrusted, trusted; of
+    the policy fallback, late, benched, asked-again; host-fault.
+    """
 
     t_ns: int
     """Since the start of the run."""

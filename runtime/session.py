@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -19,12 +19,12 @@ import numpy as np
 from foreshare.envs.hal import Hal, Host
 from foreshare.envs.hal.plan import build_plan
 from foreshare.envs.hal.virtual import VirtualClock
-from foreshare.policies.decide import UNHURRIED, DecideOptions, decide_tick
+from foreshare.policies.decide import UNHURRIED, DecideOptions, Mind, decide_tick
 from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.host import FloatArray, Placement
 from foreshare.policies.reading import Reading
-from foreshare.policies.registry import make_mind
 
+from .asking import Where, open_mind
 from .config import Config
 from .journal import StateDir
 from .loop import ControlLoop, LoopOptions, Observer
@@ -123,6 +123,8 @@ class Session:
     policy: str
     ticks: int | None
     options: LoopOptions | None = None
+    policy_in: Where = "auto"
+    """Where the policy runs: called by the loop, or in a process of its own."""
     state_dir: str = ""
     """Where lease and journal live; only real hosts need them."""
     watchers: Callable[[dict[str, Any], ControlLoop], Sequence[Observer]] | None = None
@@ -142,7 +144,15 @@ class Session:
 
     def _run(self, hal: Hal, state: StateDir | None) -> Outcome:
         host = Host(hal.topology, hal.vms)
-        mind = make_mind(self.policy, host, decide_options(hal, self.choice.tick_ms))
+        virtual = isinstance(hal.clock, VirtualClock)
+        decide = decide_options(hal, self.choice.tick_ms)
+        mind = open_mind(self.policy, host, decide, self.policy_in, virtual_time=virtual)
+        try:
+            return self._run_mind(hal, host, mind, state)
+        finally:
+            mind.close()
+
+    def _run_mind(self, hal: Hal, host: Host, mind: Mind, state: StateDir | None) -> Outcome:
         options = self.options or LoopOptions(tick_ns=round(self.choice.tick_ms * 1e6))
         loop = ControlLoop(hal, mind, options)
         if self.choice.config is not None and self.choice.config.migrate is not None:
@@ -249,6 +259,9 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
         "missed_ticks": counts.missed,
         "decided_by": {"policy": counts.by_policy, "fallback": counts.by_fallback},
         "decided_by_policy_pct": round(100.0 * counts.by_policy / decided, 3),
+        "decided_late": counts.by_earlier,
+        "policy_faults": dict(counts.faults),
+        "policy_benches": loop.mind.standing.benches - loop.benches_before,
         "slo_violation_pct": round(float(slo), 4),
         "slo_measured_by": source,
         "utilisation_pct": round(float(utilisation), 3),
@@ -257,6 +270,9 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
         "deferred_writes_pct": round(100.0 * counts.deferred / max(counts.writes + counts.deferred, 1), 4),
         "failed_writes": counts.failed,
         "drift": counts.drift,
+        "host_faults": dict(counts.host_faults),
+        "disobedient_vms": counts.disobedient,
+        "distrusted_vms": counts.distrusted,
         "decision_us": latency.decision(),
         "tick_us": latency.tick(),
         "reaction_us": latency.reaction(),
@@ -264,21 +280,21 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
     }
 
 
-def dry_run(choice: HalChoice, policy: str) -> list[str]:
+def dry_run(choice: HalChoice, policy: str, policy_in: Where = "auto") -> list[str]:
     """Return what the first tick would write, one line each. Writes nothing, takes no lease."""
     hal = open_hal(replace(choice, read_only=True))
     try:
         host = Host(hal.topology, hal.vms)
-        mind = make_mind(policy, host, decide_options(hal, choice.tick_ms))
-        held = Placement.empty(len(host), host.topology.cpus)
-        hal.read_back(held)
-        mind.adopt(held)
-        reading = Reading.empty(len(host))
-        hal.sample(reading)
-        hal.clock.sleep_until(hal.clock.now_ns() + round(choice.tick_ms * 1e6))
-        hal.sample(reading)
-        plan = build_plan(host, held, decide_tick(mind, reading).placement)
-        return hal.describe(plan)
+        with closing(open_mind(policy, host, UNHURRIED, policy_in, virtual_time=True)) as mind:
+            held = Placement.empty(len(host), host.topology.cpus)
+            hal.read_back(held)
+            mind.adopt(held)
+            reading = Reading.empty(len(host))
+            hal.sample(reading)
+            hal.clock.sleep_until(hal.clock.now_ns() + round(choice.tick_ms * 1e6))
+            hal.sample(reading)
+            plan = build_plan(host, held, decide_tick(mind, reading).placement)
+            return hal.describe(plan)
     finally:
         hal.close()
 

@@ -42,6 +42,7 @@ class Show(RecentEvents):
                 contentions=loop.meter.contentions,
                 events=tuple(self.events),
                 cpus=tick.held.cpus,
+                policy_fault=tick.decision.fault_kind,
             )
         )
 

@@ -134,7 +134,19 @@ def summary_rows(summary: Mapping[str, Any], baseline: Mapping[str, Any] | None)
     pair("decision p50 / p99 µs", "decision_us", "The part of a turn from the forecast to the last write.")
     one("decided by policy %", policy_share_pct, 2, 0,
         "The rest was decided by the fallback, because the policy was late, absent or wrong.")  # fmt: skip
+    if summary.get("policy_faults"):
+        ours, theirs = (_counted(source.get("policy_faults")) for source in (summary, other))
+        rows.append(Row("ticks without its answer", ours, theirs, (math.nan, math.nan), 0,
+                        "What kept the policy from answering in time, and in how many ticks."))  # fmt: skip
     return rows
+
+
+def _counted(faults: Any) -> str:
+    """Return kinds and how often each was, the most frequent first."""
+    if not isinstance(faults, Mapping) or not faults:
+        return NO_VALUE
+    ranked = sorted(faults.items(), key=lambda item: (-number(item[1]), str(item[0])))
+    return ", ".join(f"{printable(kind, 24)} {amount(number(count))}" for kind, count in ranked)
 
 
 def column_titles(summary: Mapping[str, Any]) -> tuple[str, str]:

@@ -7,22 +7,27 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from foreshare.envs.hal import Plan, Receipt
+from foreshare.envs.hal import Clock, Plan, Receipt
 from foreshare.envs.hal.types import WriteFailure
 from foreshare.envs.hal.virtual import HeldPlacement, VirtualClock
-from foreshare.policies.host import Host, IntArray, Placement, Topology, VmTable
+from foreshare.policies.host import CACHE, Host, IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Quality, Reading
 
 
+def never(control: int, row: int) -> int:
+    """Refuse nothing."""
+    return 0
+
+
 class FakeHal:
-    """Usage is what ``demand`` says, never censored."""
+    """Demand is what ``demand`` says, usage what of it fits into what is held."""
 
     name = "simulated"
 
     def __init__(self, host: Host, demand: Callable[[int], object] = lambda tick: 5.0) -> None:
         self.topology: Topology = host.topology
         self.vms: VmTable = host.vms
-        self.clock = VirtualClock(10**9)
+        self.clock: Clock = VirtualClock(10**9)
         self.demand = demand
         self.held = HeldPlacement(host.topology, host.vms)
         self.held.claimed = True
@@ -31,7 +36,7 @@ class FakeHal:
         self.tick_takes_ns: Callable[[int], int] = lambda tick: 0
         self.write_ns = 0
         self.writes_per_tick: int | None = None
-        self.refuse: Callable[[int, int], int] = lambda control, row: 0
+        self.refuse: Callable[[int, int], int] = never
         """Errno with which a write of ``control`` to ``row`` fails."""
         self.sampled_at: list[int] = []
         self.verified: list[IntArray] = []
@@ -44,9 +49,11 @@ class FakeHal:
         self.sampled_at.append(self.clock.now_ns())
         reading.t_ns, reading.dt_ns = self.clock.now_ns(), 10**7 if self.samples else 0
         reading.present[:] = self.held.present[:] = self.present
-        usage = np.broadcast_to(np.asarray(self.demand(self.samples), float), reading.usage.shape)
-        reading.usage[:] = np.where(self.present[:, None], usage, np.nan)
-        reading.demand_low[:] = reading.usage
+        demand = np.broadcast_to(np.asarray(self.demand(self.samples), float), reading.usage.shape)
+        reading.demand_low[:] = np.where(self.present[:, None], demand, np.nan)
+        could = self.held.units.astype(float)
+        could[:, CACHE] = self.topology.way_bits / max(len(self.vms), 1)
+        reading.usage[:] = np.where(self.present[:, None], np.minimum(demand, could), np.nan)
         reading.limit[:] = np.nan
         reading.wait_ns[:] = 0.0
         reading.quality[:] = np.where(self.present[:, None], Quality.OK, Quality.MISSING)
@@ -68,6 +75,9 @@ class FakeHal:
         """Write one after the other, each in ``write_ns``, at most ``writes_per_tick``."""
         receipt.clear()
         self.plans.append(plan)
+        if self.writes_per_tick is None and not self.write_ns and self.refuse is never:
+            self.held.apply(plan, receipt, self.clock.now_ns())
+            return
         most = len(plan) if self.writes_per_tick is None else min(len(plan), self.writes_per_tick)
         done = 0
         failures: list[WriteFailure] = []

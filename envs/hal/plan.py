@@ -118,11 +118,13 @@ def _plan_cpus(
     if stuck.any():
         later &= ~(gains & was[stuck].any(axis=0)).any(axis=1)
     now = stays & (first != was).any(axis=1)
+    # Who goes straight to his new CPUs leaves the old ones only then, and somebody may be waiting for those.
+    order = np.concatenate([(later & ~stays).nonzero()[0], (later & stays).nonzero()[0]])
     sets.append(first[now])
-    sets.append(will[later])
+    sets.append(will[order])
     shrinking = int(now.sum())
     take.add(_CPUS, rows[now], np.arange(shrinking))
-    give.add(_CPUS, rows[later], shrinking + np.arange(int(later.sum())))
+    give.add(_CPUS, rows[order], shrinking + np.arange(len(order)))
     return bool((later == wanted).all() and not stuck.any())
 
 

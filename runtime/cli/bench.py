@@ -9,6 +9,7 @@ from typing import Any
 
 from foreshare.envs.hal.spec import MAX_VMS
 from foreshare.policies.registry import DEFAULT, POLICIES
+from foreshare.runtime.asking import WHERE, check_policy
 
 from .main import Parser
 from .values import number, whole
@@ -22,9 +23,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tick.add_argument("--vms", type=whole(1, MAX_VMS), default=64, metavar="N", help="number of VMs (default 64)")
     tick.add_argument("--ticks", type=whole(10, 10**7), default=1000, metavar="N", help="ticks counted (default 1000)")
     tick.add_argument("--tick-ms", type=number(5, 1000, "ms"), default=10.0, metavar="MS", help="gap (default 10)")
-    tick.add_argument("--policy", choices=tuple(POLICIES), default=DEFAULT, help=f"who decides (default {DEFAULT})")
+    tick.add_argument(
+        "--policy", default=DEFAULT, metavar="NAME",
+        help=f"who decides: {', '.join(POLICIES)}, or package.module:callable (default {DEFAULT})",
+    )  # fmt: skip
+    tick.add_argument("--policy-in", choices=WHERE, default="auto", help="where it runs; see foreshare run --help")
     tick.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="seed of the demand")
     tick.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    policy = what.add_parser("policy", help="what it costs to ask a policy inline, under a timer and in a process")
+    policy.add_argument("--vms", type=whole(1, MAX_VMS), default=64, metavar="N", help="number of VMs (default 64)")
+    policy.add_argument("--ticks", type=whole(10, 10**6), default=500, metavar="N", help="for each way (default 500)")
+    policy.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     simulator = what.add_parser("simulator", help="VM-ticks a second of one core, with and without a policy")
     simulator.add_argument("--hosts", type=whole(1, 4096), default=64, metavar="H", help="side by side (default 64)")
     simulator.add_argument("--vms", type=whole(1, MAX_VMS), default=16, metavar="N", help="on each (default 16)")
@@ -39,13 +48,21 @@ def execute(args: argparse.Namespace) -> int:
         result = bench_simulator(SimulatorBench(hosts=args.hosts, vms=args.vms))
         sys.stdout.write(json.dumps(result) + "\n" if args.json else _people_simulator(result))
         return 0
+    if args.what == "policy":
+        from foreshare.runtime.bench_policy import PolicyBench, bench_policy
+
+        result = bench_policy(PolicyBench(vms=args.vms, ticks=args.ticks))
+        sys.stdout.write(json.dumps(result) + "\n" if args.json else _people_policy(result))
+        return 0
     from foreshare.runtime.bench import TickBench, bench_tick
 
+    check_policy(args.policy)
     result = bench_tick(
         TickBench(
-            hal=args.hal, vms=args.vms, ticks=args.ticks, tick_ms=args.tick_ms, policy=args.policy, seed=args.seed
+            hal=args.hal, vms=args.vms, ticks=args.ticks, tick_ms=args.tick_ms, policy=args.policy,
+            policy_in=args.policy_in, seed=args.seed,
         )
-    )
+    )  # fmt: skip
     sys.stdout.write(json.dumps(result) + "\n" if args.json else _people(result))
     return 0
 
@@ -58,6 +75,24 @@ def _people_simulator(result: dict[str, Any]) -> str:
     }  # fmt: skip
     lines += [f"  {about[name]:<40}{value / 1e6:6.2f}" for name, value in result["vm_ticks_per_s"].items()]
     lines.append(f"a VM-tick on a host of 256 VMs costs {result['cost_ratio_256_to_16']:.2f} of one on a host of 16")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _people_policy(result: dict[str, Any]) -> str:
+    about = {
+        "inline": "called", "timer": "called under an interval timer",
+        "process": "in its process, the fallback in its shadow", "process_alone": "in its process, nothing meanwhile",
+    }  # fmt: skip
+    lines = [
+        f"asking a 64 x 64 network about {result['vms']} VMs, {result['ticks']} ticks each:",
+        f"{'us':<48}{'p50':>9}{'p99':>9}{'p99.9':>9}{'late':>7}",
+    ]
+    lines += [
+        f"{about[way]:<48}{row['p50']:>9.1f}{row['p99']:>9.1f}{row['p999']:>9.1f}{row['late']:>7}"
+        for way, row in result["ways"].items()
+    ]
+    row = result["jitter_us"]
+    lines.append(f"{'jitter':<48}{row['p50']:>9.1f}{row['p99']:>9.1f}{row['p999']:>9.1f}")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -79,4 +114,7 @@ def _people(result: dict[str, Any]) -> str:
         f"decided by policy {result['decided_by_policy_pct']} %; deferred writes {result['deferred_writes_pct']} %,"
         f" longest {result['deferred_longest_ticks']} ticks; missed ticks {result['missed_ticks']}"
     )
+    if result["policy_faults"]:
+        faults = ", ".join(f"{kind} {count}" for kind, count in sorted(result["policy_faults"].items()))
+        lines.append(f"ticks without an answer in time: {faults}; {result['decided_late']} decided by an earlier one")
     return "".join(f"{line}\n" for line in lines)

@@ -16,6 +16,7 @@ from typing import Any
 from foreshare.envs.hal.spec import MAX_VMS
 from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.registry import DEFAULT, POLICIES
+from foreshare.runtime.asking import WHERE, Where, check_policy
 from foreshare.runtime.cli.values import number, whole
 from foreshare.runtime.config import Config, describe_config, load_config
 from foreshare.runtime.journal import default_state_dir
@@ -42,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tick-ms", type=number(5, 1000, "ms"), metavar="MS", help="time between decisions (default 10)"
     )
     parser.add_argument("--policy", metavar="NAME", help=f"who decides: {', '.join(POLICIES)} (default {DEFAULT})")
+    parser.add_argument(
+        "--policy-in", choices=WHERE,
+        help="where it runs: inline, or in a process of its own; auto (default): plug-ins (package.module:callable) do",
+    )  # fmt: skip
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="simulated: seed")
     parser.add_argument(
         "--baseline", metavar="NAME", help="simulated: policy to compare with on the same demand, or none"
@@ -60,18 +65,17 @@ def execute(args: argparse.Namespace) -> int:
         sys.stdout.write(describe_config())
         return 0
     config, choice = read_choice(args)
-    policy = args.policy or (config.policy.name if config else DEFAULT)
-    if policy not in POLICIES:
-        raise InputError(f"no policy named {policy!r}; there are {', '.join(POLICIES)}")
+    policy = check_policy(args.policy or (config.policy.name if config else DEFAULT))
+    policy_in = args.policy_in or (config.policy.run_in if config else "auto")
     baseline = args.baseline or ("static" if args.hal == "simulated" and not args.json else "none")
     if baseline != "none" and (baseline not in POLICIES or args.hal != "simulated"):
         raise InputError(f"--baseline {baseline}: needs the simulated host and one of {', '.join(POLICIES)}, or none")
     if args.dry_run:
-        return _dry_run(args, choice, policy)
+        return _dry_run(args, choice, policy, policy_in)
     _check_report(args.report)
     ticks = args.ticks or ticks_for(args.seconds or DEFAULT_SECONDS, choice.tick_ms)
     session = Session(
-        choice=choice, policy=policy, ticks=ticks,
+        choice=choice, policy=policy, policy_in=policy_in, ticks=ticks,
         state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()),
     )  # fmt: skip
     outcome = _shown(session, args, ticks * choice.tick_ms * 1e-3)
@@ -107,8 +111,8 @@ def read_choice(args: argparse.Namespace) -> tuple[Config | None, HalChoice]:
     return config, choice
 
 
-def _dry_run(args: argparse.Namespace, choice: HalChoice, policy: str) -> int:
-    lines = dry_run(choice, policy)
+def _dry_run(args: argparse.Namespace, choice: HalChoice, policy: str, policy_in: Where) -> int:
+    lines = dry_run(choice, policy, policy_in)
     if args.json:
         sys.stdout.write(json.dumps({"dry_run": True, "writes": lines}) + "\n")
     else:
@@ -132,7 +136,7 @@ def _baseline(session: Session, policy: str, ticks: int) -> RunLog | None:
     if not ticks:
         return None
     with stop_on_signals() as stop:
-        log = replace(session, policy=policy, ticks=ticks, stop=stop, watchers=None).run().log
+        log = replace(session, policy=policy, policy_in="auto", ticks=ticks, stop=stop, watchers=None).run().log
         return None if stop() else log
 
 

@@ -32,6 +32,7 @@ from typing import Any, Final
 from foreshare.envs.hal.linux.spec import LinuxSpec
 from foreshare.envs.hal.spec import Amounts, VmSpec
 from foreshare.policies.errors import ConfigError
+from foreshare.policies.registry import is_plug_in
 
 from .schema import (
     AmountsConfig,
@@ -147,7 +148,7 @@ def _dotted(path: TomlPath) -> str:
 
 def _check(document: Document, policies: frozenset[str] | None, need_cgroups: bool) -> None:
     """Refuse what is wrong between keys that are fine one by one."""
-    if policies is not None and document.policy.name not in policies:
+    if policies is not None and document.policy.name not in policies and not is_plug_in(document.policy.name):
         why = f"is {shown(document.policy.name)}, no such allocator; {did_you_mean(document.policy.name, policies)}"
         raise Refused(why, ("policy", "name"))
     _unique("io device", [d.device for d in document.host.io], ("host", "io"), "device")

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from foreshare.envs.hal.linux.cpu_partitions import PartitionMode
 from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
@@ -47,6 +47,7 @@ from .values import (
 _PLACEHOLDER: Final = re.compile(r"\{([A-Za-z_]+)\}")
 
 T = TypeVar("T")
+RunIn = Literal["auto", "inline", "process"]
 
 
 def _key(reader: Reader[Any], shows: str) -> dict[str, Any]:
@@ -246,7 +247,9 @@ class PolicyConfig:
     """Who decides."""
 
     name: str = field(default=DEFAULT, metadata=_key(text(64), f'"{DEFAULT}"'))
-    """The policy that turns demand into allocations, such as static, equal, priority, forecast or triage."""
+    """The policy that turns demand into allocations: triage, forecast...; or your own, package.module:callable."""
+    run_in: RunIn = field(default="auto", metadata=_key(choice(("auto", "inline", "process")), '"auto"'))
+    """Where it runs: inline, or in a process, where it cannot hold up a tick; auto: a process for your own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

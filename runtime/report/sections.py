@@ -335,7 +335,11 @@ def events(run: Run) -> str:
     return (
         "<p><b>contention</b>: a VM asked for more than it could be granted. <b>throttled</b>: it was held to its"
         " reservation. <b>migrate</b>: it was short for so long that another host would serve it better."
-        " <b>fallback</b>: the policy was late or wrong, so the priority sort decided. Higher bars are more events in"
+        " <b>fallback</b>: the policy was late or wrong, so the priority sort decided; <b>late</b>: its answer to the"
+        " tick before did. <b>benched</b>: after several faults it is not asked for a while. <b>disobeys</b>: writes to"
+        " a VM failed or had no effect, <b>distrusted</b>: its telemetry is missing or cannot be true; either has its"
+        " reservation until that is over. <b>drift</b>: its controls held something else than was written."
+        " <b>host-fault</b>: a call to the host failed. Higher bars are more events in"
         f" the same moment, each kind on a scale of its own; the number is the total.{full}</p>"
         + figure(figures.events_over_time(run.t_s, lanes, end_s), wide=True)
         + f"<h3>The last {len(last)} events, newest first</h3>"

@@ -165,6 +165,7 @@ class Painter:
         ]
         decided = s.by_policy + s.by_fallback
         share = f"{100.0 * s.by_policy / decided:.1f} % policy" if decided else "nothing decided yet"
+        share += f" ({printable(s.policy_fault, 12)})" if s.policy_fault else ""
         facts = [
             f"{s.ticks:,} ticks, {s.missed_ticks:,} missed", share, f"{s.contentions:,} contentions",
             f"{'decision ' if width >= 96 else ''}p50 {amount(s.decision_p50_us)} p99 {amount(s.decision_p99_us)} us",

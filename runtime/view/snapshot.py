@@ -37,3 +37,5 @@ class Snapshot:
     """The newest few, newest last."""
     cpus: npt.NDArray[np.bool_] | None = None
     """(N, C) whether each VM may run on each CPU; without it only CPUs that a VM has alone are listed."""
+    policy_fault: str = ""
+    """Why the policy did not decide the newest tick in time (policies/ask.py); empty if it did."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from foreshare.policies.allocators import PrioritySort, Request, WaterFilling
 from foreshare.policies.decide import Decision, Mind, decide_tick
 from foreshare.policies.forecast import Ewma, Forecast, Forecaster, LastValue
-from foreshare.policies.host import FloatArray, Host, Isolation
+from foreshare.policies.host import CACHE, FloatArray, Host, Isolation
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import POLICIES, make_mind
 
@@ -45,6 +45,13 @@ def reading_of(usage: FloatArray, *, quality: int = 0) -> Reading:
     r.dt_ns = 10_000_000
     r.usage[:] = r.demand_low[:] = usage
     r.quality[:] = np.where(np.isnan(usage), Quality.MISSING, quality)
+    return r
+
+
+def demand_of(demand: FloatArray) -> Reading:
+    """Return a reading of VMs that want more ways than they can fill."""
+    r = reading_of(demand)
+    r.usage[:, CACHE] = np.minimum(demand[:, CACHE], 2.0)
     return r
 
 
@@ -134,6 +141,7 @@ def test_no_policy_makes_it_raise_or_leave_the_feasible(name: str) -> None:
     rng = np.random.default_rng(1)
     for _ in range(30):
         reading = reading_of(rng.uniform(0, 60, (5, 4)))
+        reading.usage /= 20.0  # more than there is nobody can use
         decision, other = decide_tick(mind, reading), decide_tick(twin, reading)
         check(host, decision, mind)
         assert decision.by_policy == (name in ODD)
@@ -225,10 +233,10 @@ def test_rebinding_drops_who_left_and_takes_in_who_came() -> None:
     host = mixed_host()
     mind = never_late(make_mind("forecast", host))
     for _ in range(10):
-        before = decide_tick(mind, reading_of(np.full((5, 4), 12.0))).placement.copy()
+        before = decide_tick(mind, demand_of(np.full((5, 4), 12.0))).placement.copy()
     less = Host(host.topology, host.vms.take(np.array([2, 0, 3])))
     mind.rebind(less)
-    after = decide_tick(mind, reading_of(np.full((3, 4), 12.0)))
+    after = decide_tick(mind, demand_of(np.full((3, 4), 12.0)))
     check(less, after, mind)
     assert (after.placement.cpus[1] == before.cpus[0]).all() and after.placement.ways[1] == before.ways[0]
     assert (after.placement.cpus[0] & before.cpus[2]).any(), "it stayed where it was"

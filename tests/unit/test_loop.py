@@ -15,7 +15,7 @@ from foreshare.envs.hal.simulated import SimulatedHal
 from foreshare.envs.hal.types import Control
 from foreshare.envs.simulator.scenario import load_scenario
 from foreshare.policies.allocators import Request, WaterFilling
-from foreshare.policies.decide import Mind
+from foreshare.policies.decide import DecideOptions, Mind
 from foreshare.policies.forecast import LastValue
 from foreshare.policies.host import Host, IntArray, Placement
 from foreshare.policies.presence import GONE_TICKS
@@ -62,7 +62,7 @@ def small_host(n: int = 4, isolation: list[int] | None = None) -> Host:
 
 def looped(hal: FakeHal, host: Host, policy: WaterFilling | None = None, **options: int) -> tuple[ControlLoop, Log]:
     log = Log()
-    mind = Mind(host, LastValue(host), policy or WaterFilling())
+    mind = Mind(host, LastValue(host), policy or WaterFilling(), DecideOptions(expires_ticks=0))
     counter = iter(range(10**9))
     mind.clock_ns = lambda: next(counter)  # judged by what it answers, not by how busy this machine is
     return ControlLoop(hal, mind, LoopOptions(**options), [log]), log

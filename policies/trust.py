@@ -1,0 +1,143 @@
+"""The data safeguard (SOL, ASPLOS'22): readings that cannot be true are not believed, and what is not known is safe.
+
+An entry of a reading (one VM, one resource) is **bad** where it is missing, negative, more than its whole pool can do,
+frozen, or a lie:
+
+- *frozen*: the very same rate, to the last bit, ``FROZEN_TICKS`` times although the time between the samples differed
+  (a rate is a count over a time, so that the count would have had to follow the clock), or a value marked as stale that
+  has not changed for ``LOST_TICKS``;
+- a *lie*: the pool's users together claim more than it can do (``_SLACK``), and this one more than twice what it holds;
+- everything, where the clock stood still or went back.
+
+A bad value counts as missing: the forecaster goes on from what it knew. From the second bad tick on the VM is entitled
+to its whole reservation of that resource, whatever is forecast; one whose values were impossible, or that has been
+silent for ``LOST_TICKS``, gets exactly its reservation. So that is every VM's worst case, within ``DOUBT_TICKS`` ticks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .allocators import Request
+from .axes import any_of, total
+from .forecast import carry
+from .host import CACHE, BoolArray, Host, IntArray, R
+from .reading import Quality, Reading
+
+DOUBT_TICKS = 2
+FROZEN_TICKS = 3
+LOST_TICKS = 100
+_SLACK = np.array([1.25, 1.25, 2.0, 2.0])
+"""(R,) by how much use may seem to exceed a pool: counters are read one after the other, and what memory and devices
+can do is what the configuration says."""
+
+
+class Trust:
+    """Looks at every reading before anybody else does. Shapes (..., N, R)."""
+
+    def __init__(self, host: Host) -> None:
+        self._bad: IntArray = np.zeros(host.shape, np.int64)
+        self._same: IntArray = np.zeros(host.shape, np.int64)
+        self._liar: BoolArray = np.zeros(host.shape, bool)
+        self._last = np.full(host.shape, np.nan)
+        self._dt_ns = 0
+        self._known: BoolArray = np.zeros(host.shape, bool)
+        self._any = False
+        self._bind(host)
+
+    def _bind(self, host: Host) -> None:
+        self.host = host
+        self._top = np.zeros((len(host), R))
+        self._most = []
+        for g in host.groups:
+            capacity = g.capacity.astype(np.float64)
+            if g.cols.start <= CACHE < g.cols.stop:  # the shared class's ways are filled too
+                capacity[CACHE - g.cols.start] = host.topology.way_bits
+            most = np.where(capacity > 0, _SLACK[g.cols] * capacity + 1.0, np.inf)
+            self._top[g.rows, g.cols] = most
+            self._most.append(most)
+        self._top[:, ~host.movable] = np.inf
+
+    def rebind(self, host: Host, rows: IntArray) -> None:
+        """Carry on with other VMs; ``rows`` (N,) is each one's former row, or -1."""
+        self._bad = carry(self._bad, rows, np.zeros(host.shape, np.int64))
+        self._same = carry(self._same, rows, np.zeros(host.shape, np.int64))
+        self._liar = carry(self._liar, rows, np.zeros(host.shape, bool))
+        self._known = carry(self._known, rows, np.zeros(host.shape, bool))
+        self._last = carry(self._last, rows, np.full(host.shape, np.nan))
+        self._bind(host)
+
+    def doubted_vms(self, present: BoolArray) -> BoolArray:
+        """Return (..., N) who is there and has something that was known once and has been bad for DOUBT_TICKS."""
+        if not self._any:
+            return np.zeros(self._bad.shape[:-1], bool)
+        return any_of((self._bad >= DOUBT_TICKS) & self._known & self.host.movable) & present
+
+    def check(self, reading: Reading, held: IntArray) -> Reading:
+        """Return ``reading``, or a copy without what cannot be true; ``held`` (..., N, R): units decided last."""
+        usage = reading.usage
+        good = usage >= 0.0  # NaN is not
+        good &= usage <= self._top
+        frozen = self._frozen(reading)
+        if frozen is not None:
+            good &= ~frozen
+        if reading.dt_ns <= 0:
+            good[:] = False
+        for g, most in zip(self.host.groups, self._most, strict=True):
+            block = usage[..., g.rows, g.cols]
+            over = total(block) > most
+            if over.any():
+                good[..., g.rows, g.cols] &= ~(over[..., None, :] & (block > 2 * held[..., g.rows, g.cols] + 1))
+        self._known |= good
+        if good.all():
+            if self._any:
+                self._bad[:] = 0
+                self._liar[:] = False
+                self._any = False
+            return reading
+        self._any = True
+        self._bad += 1
+        self._bad[good] = 0
+        lies = ~good & ~np.isnan(usage)
+        self._liar &= ~good
+        if not lies.any():
+            return reading
+        if reading.dt_ns > 0:
+            self._liar |= lies
+        cleaned = reading.copy()
+        cleaned.usage[lies] = cleaned.demand_low[lies] = np.nan
+        cleaned.quality[lies] = Quality.MISSING
+        cleaned.wait_ns[any_of(lies)] = np.nan
+        return cleaned
+
+    def _frozen(self, reading: Reading) -> BoolArray | None:
+        """Return which entries stand still though they cannot; None where none does."""
+        usage, out = reading.usage, None
+        stale = (reading.quality & np.uint8(Quality.STALE)) != 0
+        moved, self._dt_ns = reading.dt_ns != self._dt_ns, reading.dt_ns
+        any_stale = bool(stale.any())
+        if moved or any_stale:
+            same = usage == self._last
+            same &= usage > 0.0
+            same &= (reading.quality & np.uint8(Quality.CENSORED)) == 0  # at its limit it may well stand still
+            if not moved:
+                same &= stale
+            if same.any():
+                self._same += 1
+                self._same[~same] = 0
+                out = np.where(stale, self._same >= LOST_TICKS, self._same >= FROZEN_TICKS)
+            else:
+                self._same[:] = 0
+        np.copyto(self._last, usage)
+        return out
+
+    def entitle(self, request: Request, present: BoolArray) -> None:
+        """Raise or set in place what VMs of doubtful telemetry ask for; ``present`` (N,)."""
+        if not self._any:
+            return
+        host, here = self.host, present[:, None]
+        doubt = (self._bad >= DOUBT_TICKS) & here
+        np.copyto(request.ask, np.maximum(request.ask, host.reservation), where=doubt)
+        exact = doubt & (self._liar | (self._bad >= LOST_TICKS)) & host.movable
+        np.copyto(request.ask, host.reservation, where=exact)
+        np.copyto(request.need, np.minimum(request.need, host.reservation), where=exact)

@@ -1,0 +1,83 @@
+"""From a policy's name to a mind that asks it: by calling it, or in a process of its own.
+
+Our own allocators are called: they are numpy on arrays of bounded size, bounded in time, and tested with every reading
+that there can be. Whatever else is named, ``package.module:callable``, is somebody's code, and has its own process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal
+
+from foreshare.policies.allocators import Allocator, Request
+from foreshare.policies.decide import DecideOptions, Mind
+from foreshare.policies.errors import InputError
+from foreshare.policies.host import Host, IntArray
+from foreshare.policies.registry import POLICIES, is_plug_in, make_mind
+
+from .policy_process import PolicyProcess, ProcessOptions
+
+Where = Literal["auto", "inline", "process"]
+WHERE: tuple[Where, ...] = ("auto", "inline", "process")
+PLUG_IN_FORECAST = "triage"
+"""A plug-in sees the requests that this policy would see, and is assessed against it."""
+
+
+class Elsewhere:
+    """Stands for a policy that lives in another process."""
+
+    batched = False
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
+        """Refuse: nobody may call it here."""
+        raise InputError(f"policy {self.name} is asked in its own process")
+
+
+def check_policy(policy: str) -> str:
+    """Return ``policy`` if it is one of ours or can be a plug-in. Raises InputError."""
+    if policy not in POLICIES and not is_plug_in(policy):
+        raise InputError(f"no policy named {policy!r}; there are {', '.join(POLICIES)}, or package.module:callable")
+    return policy
+
+
+def open_mind(
+    policy: str, host: Host, options: DecideOptions, where: Where = "auto", *, virtual_time: bool = False
+) -> Mind:
+    """Return a mind that decides by ``policy``; where it has a process, that is running and ready.
+
+    Raises InputError for a policy that does not exist or cannot be loaded.
+    """
+    check_policy(policy)
+    plug_in = is_plug_in(policy)
+    if where == "inline" or (where == "auto" and not plug_in):
+        if not plug_in:
+            return make_mind(policy, host, options)
+        return _plugged(_load(policy), host, options)
+    spec = {"factory": policy} if plug_in else {"registry": policy}
+    process = PolicyProcess(spec, host, ProcessOptions(wait_for_start=virtual_time))
+    try:
+        process.start()
+        mind = _plugged(Elsewhere(policy), host, options) if plug_in else make_mind(policy, host, options)
+    except BaseException:
+        process.close()
+        raise
+    mind.asker = process
+    return mind
+
+
+def _plugged(policy: Allocator, host: Host, options: DecideOptions) -> Mind:
+    ours = make_mind(PLUG_IN_FORECAST, host, options)
+    return Mind(host, ours.forecaster, policy, options, default=ours.policy)
+
+
+def _load(policy: str) -> Allocator:
+    module, _, name = policy.partition(":")
+    try:
+        made: Allocator = getattr(importlib.import_module(module), name)()
+        made.allocate  # noqa: B018 - that it is there is all that is asked
+    except (Exception, SystemExit) as error:
+        raise InputError(f"policy {policy} could not be loaded: {type(error).__name__}: {error}") from error
+    return made
