@@ -21,9 +21,7 @@ class WaterFilling:
 
     name = "water-filling"
     batched = True
-
-    def __init__(self) -> None:
-        self._host: Host | None = None
+    _host: Host | None = None
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
