@@ -204,6 +204,7 @@ def test_pqos_sees_the_same_masks() -> None:
             assert [int(x[-1], 16) for x in lines if x[0] == "L3CA"] == list(ours[f"COS{k}"]["L3"].values())
 
 
+@pytest.mark.timeout(400)
 def test_the_command_line_moves_ways_and_lets_go(tmp_path: Path) -> None:
     with temporary_cgroups(2) as paths, sleepers(paths):
         config = tmp_path / "host.toml"
