@@ -4,19 +4,19 @@ from __future__ import annotations
 
 TUNED: dict[str, dict[str, float | int]] = {
     "backlog": {
-        "rise": 0.989,
-        "fall": 0.6041,
-        "error_gain": 0.1062,
-        "margin": 0.4647,
-        "trend": 0.0,
-        "clear_ticks": 4.328,
-        "clear_most": 2.796,
-        "cache_gain": 0.02601,
+        "rise": 0.9347,
+        "fall": 0.6062,
+        "error_gain": 0.0522,
+        "margin": 0.0,
+        "trend": 0.5833,
+        "clear_ticks": 1.211,
+        "clear_most": 0.647,
+        "cache_gain": 0.0338,
         "cache_share": 0.0,
-        "probe": 1.06,
-        "revert": 0.03199,
-        "usual_gain": 0.02868,
-        "most_ticks": 58.77,
+        "probe": 1.193,
+        "revert": 0.008964,
+        "usual_gain": 0.0194,
+        "most_ticks": 192.8,
     },
     "triage": {
         "rise": 0.8363,
@@ -43,11 +43,7 @@ TUNED: dict[str, dict[str, float | int]] = {
     },
 }
 COMMANDS: dict[str, str] = {
-    "backlog": (
-        "foreshare tune-baseline backlog --suite train --steps 6000000 --seed 0"
-    ),
-    "triage": (
-        "foreshare tune-baseline triage --suite train --steps 12000000 --seed 0"
-    ),
+    "backlog": ("foreshare tune-baseline backlog --suite train --steps 12000000 --seed 0"),
+    "triage": ("foreshare tune-baseline triage --suite train --steps 12000000 --seed 0"),
 }
 """The command that made each."""

@@ -9,11 +9,13 @@ import numpy as np
 
 from foreshare.policies.axes import any_of
 from foreshare.policies.forecast import Forecast
-from foreshare.policies.host import FloatArray, Host, IntArray, R
+from foreshare.policies.host import CPU, IO, BoolArray, FloatArray, Host, IntArray, R
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.rounding import apportion
 
-_UNSURE = np.uint8(Quality.CENSORED | Quality.MISSING | Quality.STALE)
+_IN_DOUBT = np.full(R, Quality.CENSORED | Quality.MISSING, np.uint8)
+_IN_DOUBT[[CPU, IO]] |= np.uint8(Quality.STALE)
+"""(R,) what casts doubt on a value. Memory bandwidth and ways are read in rounds of many ticks: stale is usual there"""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +68,7 @@ def make_request(forecast: Forecast, host: Host, reading: Reading, headroom: flo
     np.multiply(forecast.upper, headroom, out=into.ask)
     into.ask += forecast.clearing
     np.clip(into.ask, host.floor, host.cap, out=into.ask)
-    unsure = any_of((reading.quality & _UNSURE) != 0) | forecast.unsure
+    unsure = any_of((reading.quality & _IN_DOUBT) != 0) | forecast.unsure
     np.maximum(into.ask, host.reservation, out=into.ask, where=unsure[..., None])
     np.clip(forecast.mean, host.floor, host.cap, out=into.need)
     into.usage[:] = forecast.usage

@@ -318,10 +318,20 @@ def test_who_may_want_more_than_is_seen_asks_for_the_reservation(quality: Qualit
     host = Host(topology(cores=8), table(2, reservation=reserved))
     mind = Mind(host, LastValue(host), WaterFilling())
     reading = reading_of(np.array([[2.0, 0.0, 1.0, 1.0]] * 2))
-    reading.quality[0, 2] = quality  # at one limit nothing is known of the rest of what the requests need
+    reading.quality[0, 3] = quality  # at one limit nothing is known of the rest of what the requests need
     units = decide_tick(mind, reading).placement.units
     assert (mind.request.ask[0] >= reserved[0]).all() and (units[0] >= reserved[0]).all()
     assert mind.request.ask[1, 0] < reserved[1, 0]
+
+
+def test_memory_bandwidth_that_is_read_in_rounds_is_no_doubt() -> None:
+    reserved = np.tile([20, 0, 10, 10], (2, 1))
+    host = Host(topology(cores=8), table(2, reservation=reserved))
+    mind = Mind(host, LastValue(host), WaterFilling())
+    reading = reading_of(np.array([[2.0, 0.0, 1.0, 1.0]] * 2))
+    reading.quality[:, 2] = Quality.STALE
+    decide_tick(mind, reading)
+    assert (mind.request.ask[:, 0] < 20).all()
 
 
 def test_a_queue_that_cannot_be_seen_brings_the_reservation_back() -> None:
