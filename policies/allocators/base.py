@@ -9,7 +9,7 @@ import numpy as np
 
 from foreshare.policies.axes import any_of
 from foreshare.policies.forecast import Forecast
-from foreshare.policies.host import CPU, IO, BoolArray, FloatArray, Host, IntArray, R
+from foreshare.policies.host import CPU, IO, FloatArray, Host, IntArray, R
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.rounding import apportion
 
