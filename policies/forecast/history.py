@@ -56,19 +56,24 @@ class History:
         self.size = size
         self.count = 0
         """Ticks taken in."""
-        self._at = WINDOW - 1
+        self.newest_row = WINDOW - 1
         self._y = np.zeros((2 * WINDOW, size), np.float32)
         self._w = np.zeros((2 * WINDOW, size), np.float32)
-        self._sums = np.zeros((3, 2 * WINDOW, size))  # of demand, of its square, of what waits
+        self.running: FloatArray = np.zeros((3, 2 * WINDOW, size))
+        """(3, 2 WINDOW, S) running sums of demand, of its square, of what waits; the newest at newest_row + WINDOW."""
         self.seen: IntArray = np.zeros(size, np.int64)
-        """(S,) ticks with a value."""
+        """(S,) ticks with a value, until all have SLOW_TICKS and nothing is missing."""
         self.age: Float32Array = np.zeros(size, np.float32)
         """(S,) ticks since the latest value."""
         self.clean: IntArray = np.zeros(size, np.int64)
         """(S,) ticks since the latest missing value or gap."""
         self.loose: IntArray = np.full(size, WINDOW, np.int64)
         """(S,) ticks since the latest censored value; 0 if it is the newest."""
-        self.slow: Float32Array = np.zeros(size, np.float32)
+        self._now: FloatArray = np.zeros((3, size))
+        self._step: FloatArray = np.zeros(size)
+        self.whole = False
+        """Nothing is missing and nobody is new."""
+        self.slow: FloatArray = np.zeros(size)
         """(S,) long-run mean."""
         self.scale: Float32Array = np.full(size, FLOOR, np.float32)
         """(S,) what values are divided by: half the mean of 20 ticks, half the long-run one, at least FLOOR."""
@@ -86,102 +91,114 @@ class History:
         ``demand``: NaN where unknown; ``waiting``: the part of it that waited; ``censored``: demand was at least this;
         ``gap``: time was lost before this tick, or the clock jumped.
         """
-        before = self._at
-        self._at = at = (before + 1) % WINDOW
+        before = self.newest_row
+        self.newest_row = at = (before + 1) % WINDOW
         self.count += 1
-        y, w = self._y[at], self._w[at]
-        with np.errstate(over="ignore"):  # what overflows float32 is infinite, and no reading
-            y[:] = demand
-            w[:] = waiting
-        known = (y >= 0.0) & (y <= MOST)
-        np.nan_to_num(w, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-        np.clip(w, 0.0, MOST, out=w)
-        self.age += 1.0
-        if known.all():
-            self.age[:] = 0.0
-            self.clean += 1
+        now = self._now
+        if self.whole and 0.0 <= demand.min() and demand.max() <= MOST:  # not where one is NaN
+            now[0] = demand
+            known = None
         else:
-            np.copyto(self.age, 0.0, where=known)
-            np.copyto(y, self._y[before], where=~known)  # a hole is bridged by the value before it
-            np.copyto(w, self._w[before], where=~known)
-            self.clean += 1
+            known = self._holes(demand, before)
+        np.fmax(waiting, 0.0, out=now[2])
+        np.minimum(now[2], MOST, out=now[2])
+        if known is not None and not known.all():
+            now[2, ~known] = self._w[before, ~known]
+        self.clean += 1
+        if known is not None:
             self.clean[~known] = 0
         if gap:
             self.clean[:] = 0
         self.loose += 1
-        np.copyto(self.loose, 0, where=censored)
-        fresh = known & (self.seen == 0)
-        self.seen += known
-        self._running(before, at)
-        if fresh.any():
-            self._begin(fresh, y)
-        self._y[at + WINDOW], self._w[at + WINDOW] = y, w
-        self._level(y, known)
-
-    def _running(self, before: int, at: int) -> None:
-        sums, y, w = self._sums, self._y[at], self._w[at]
+        if censored.any():
+            np.copyto(self.loose, 0, where=censored)
+        np.multiply(now[0], now[0], out=now[1])
+        sums = self.running
         if self.count % _REBASE == 0:  # running sums lose digits as they grow
             sums -= sums[:, before + 1 : before + 2].copy()
-        np.add(sums[0, before], y, out=sums[0, at])
-        np.add(sums[1, before], np.square(y, dtype=np.float64), out=sums[1, at])
-        np.add(sums[2, before], w, out=sums[2, at])
+        np.add(sums[:, before], now, out=sums[:, at])
         sums[:, at + WINDOW] = sums[:, at]
+        self._y[at] = self._y[at + WINDOW] = now[0]
+        self._w[at] = self._w[at + WINDOW] = now[2]
+        if known is not None:
+            fresh = known & (self.seen == 0)
+            self.seen += known
+            if fresh.any():
+                self._begin(fresh)
+        self._level(known)
 
-    def _begin(self, fresh: BoolArray, y: Float32Array) -> None:
+    def _holes(self, demand: FloatArray | Float32Array, before: int) -> BoolArray:
+        """Take in demand (S,) with values missing, or of series that are new; return which are known."""
+        known = (demand >= 0.0) & (demand <= MOST)
+        self._now[0] = np.where(known, demand, self._y[before])  # a hole is bridged by the value before it
+        self.age += 1.0
+        np.copyto(self.age, 0.0, where=known)
+        self.whole = bool(known.all() and (self.seen >= SLOW_TICKS).all())
+        return known
+
+    def _begin(self, fresh: BoolArray) -> None:
         """Give series their first value as their whole past."""
-        first = y[fresh].astype(np.float64)
+        first = self._now[0, fresh]
         self._y[:, fresh] = first
         self._w[:, fresh] = 0.0
         tick = np.empty(2 * WINDOW)
-        order = (self._at + 1 + np.arange(WINDOW)) % WINDOW
+        order = (self.newest_row + 1 + np.arange(WINDOW)) % WINDOW
         tick[order] = tick[order + WINDOW] = np.arange(WINDOW)
-        self._sums[0][:, fresh] = tick[:, None] * first
-        self._sums[1][:, fresh] = tick[:, None] * first**2
-        self._sums[2][:, fresh] = 0.0
+        self.running[0][:, fresh] = tick[:, None] * first
+        self.running[1][:, fresh] = tick[:, None] * first**2
+        self.running[2][:, fresh] = 0.0
         self.slow[fresh] = first
         self.clean[fresh] = 0
 
-    def _level(self, y: Float32Array, known: BoolArray) -> None:
-        gain = 1.0 / np.minimum(np.maximum(self.seen, 1), SLOW_TICKS)
-        step = y - self.slow
-        step *= gain
-        step *= known
+    def _level(self, known: BoolArray | None) -> None:
+        step = self._step
+        np.subtract(self._now[0], self.slow, out=step)
+        if known is None:
+            step *= 1.0 / SLOW_TICKS
+        else:
+            step *= 1.0 / np.minimum(np.maximum(self.seen, 1), SLOW_TICKS)
+            step *= known
         self.slow += step
-        np.add(self.mean(0, 20), self.slow, out=self.scale, casting="unsafe")
-        self.scale *= 0.5
-        np.maximum(self.scale, FLOOR, out=self.scale)
+        end = self.newest_row + WINDOW
+        np.subtract(self.running[0, end], self.running[0, end - 20], out=step)
+        step *= 1.0 / 20.0
+        step += self.slow
+        step *= 0.5
+        np.maximum(step, FLOOR, out=step)
+        self.scale[:] = step
 
     @property
     def newest(self) -> Float32Array:
         """(S,) the newest values, holes bridged. A view."""
-        return self._y[self._at]
+        return self._y[self.newest_row]
 
     def demand(self, ticks: int) -> Float32Array:
         """Return (ticks, S) the newest values, oldest first, ``ticks`` at most WINDOW. A view."""
-        end = self._at + WINDOW + 1
+        end = self.newest_row + WINDOW + 1
         return self._y[end - ticks : end]
 
     def waiting(self, ticks: int) -> Float32Array:
         """Return (ticks, S) what waited, oldest first. A view."""
-        end = self._at + WINDOW + 1
+        end = self.newest_row + WINDOW + 1
         return self._w[end - ticks : end]
 
     def mean(self, first: int, past: int) -> FloatArray:
         """Return (S,) the mean over lags ``first`` .. ``past`` - 1; lag 0 is the newest; ``past`` below WINDOW."""
-        end = self._at + WINDOW
-        out: FloatArray = self._sums[0, end - first] - self._sums[0, end - past]
+        end = self.newest_row + WINDOW
+        out: FloatArray = self.running[0, end - first] - self.running[0, end - past]
         out *= 1.0 / (past - first)
         return out
 
     def sums(self, which: int, lags: IntArray) -> FloatArray:
         """Return (len(lags), S) the running sums of demand (0), its square (1), what waits (2), up to each lag."""
-        return self._sums[which].take(self._at + WINDOW - lags, axis=0)
+        return self.running[which].take(self.newest_row + WINDOW - lags, axis=0)
 
     def truth(self, out: Float32Array) -> None:
         """Fill ``out`` (K, S) with what each horizon's forecast that ends now was about."""
-        recent = self.mean(0, WIDTH)
-        for k, h in enumerate(HORIZONS):
-            out[k] = self.newest if h.width == 1 else recent
+        out[0] = self.newest
+        np.add.reduce(self.demand(WIDTH), axis=0, out=out[1])
+        out[1] *= 1.0 / WIDTH
+        out[2] = out[1]
 
     def judged(self, horizon: Horizon) -> BoolArray:
         """Return (S,) whether the forecast that ends now can be judged: nothing was missing since it was made."""
@@ -194,8 +211,8 @@ class History:
     def rebind(self, rows: IntArray, batch: tuple[int, ...]) -> History:
         """Return the history of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
         fresh = History(int(np.prod(batch, dtype=np.int64)) * len(rows) * R)
-        fresh.count, fresh._at = self.count, self._at
-        for name in ("_y", "_w", "_sums", "seen", "age", "clean", "loose", "slow", "scale"):
+        fresh.count, fresh.newest_row = self.count, self.newest_row
+        for name in ("_y", "_w", "running", "seen", "age", "clean", "loose", "slow", "scale"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         return fresh
 

@@ -80,8 +80,7 @@ def inputs_of(history: History, out: Float32Array) -> Float32Array:
 class LstmModel:
     """A :class:`~.models.SeriesModel` with the state of every series."""
 
-    def __init__(self, lstm: Lstm, capacity: Float32Array, vms: int) -> None:
-        size = len(capacity)
+    def __init__(self, lstm: Lstm, size: int) -> None:
         self._lstm = lstm
         self._h: Float32Array = np.zeros((lstm.hidden, size), np.float32)
         self._c: Float32Array = np.zeros((lstm.hidden, size), np.float32)
@@ -99,9 +98,9 @@ class LstmModel:
             self.refresh(history)
         out[:] = self.latest
 
-    def rebind(self, rows: IntArray, batch: tuple[int, ...], capacity: Float32Array) -> LstmModel:
+    def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> LstmModel:
         """Return the model of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
-        fresh = LstmModel(self._lstm, capacity, len(rows))
+        fresh = LstmModel(self._lstm, size)
         for name in ("_h", "_c", "latest"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         return fresh

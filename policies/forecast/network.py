@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
 
-from .features import F, FeatureMaker
+from .features import ONE, F, FeatureMaker
 from .history import Float32Array, History, K, Q
 
 WEIGHTS = ("w1", "b1", "w2", "b2", "w3", "b3")
@@ -30,31 +30,37 @@ class QuantileNetwork:
         shapes = [(hidden, F), (hidden,), (len(b2), hidden), (len(b2),), (K * Q, len(b2)), (K * Q,)]
         if [x.shape for x in (w1, b1, w2, b2, w3, b3)] != shapes:
             raise InputError("the weights of a quantile network do not fit together, or were made for other features")
-        self._layers = [(w1, b1[:, None]), (w2, b2[:, None]), (w3, b3[:, None])]
+        first = w1.copy()
+        first[:, ONE] += b1  # a feature is 1 already, and so is the last unit of a hidden layer
+        self._layers = [first, np.concatenate([w2, b2[:, None]], axis=1), np.concatenate([w3, b3[:, None]], axis=1)]
         self._buffers: list[Float32Array] = []
+
+    def _bind(self, size: int) -> None:
+        self._buffers = [np.ones((len(w) + 1, size), np.float32) for w in self._layers]
+        self._nothing = np.zeros((max(len(w) for w in self._layers), size), np.float32)
 
     def predict(self, features: Float32Array, history: History, out: Float32Array) -> None:
         """Fill ``out`` (K, Q, S) with units, from ``features`` (F, S)."""
         if not self._buffers or self._buffers[0].shape[1] != features.shape[1]:
-            self._buffers = [np.empty((len(w), features.shape[1]), np.float32) for w, _ in self._layers]
-        x = features
-        for (w, b), into in zip(self._layers, self._buffers, strict=True):
-            np.matmul(w, x, out=into)
-            into += b
-            if into is not self._buffers[-1]:
-                np.maximum(into, 0.0, out=into)
-            x = into
-        quantiles_of(x, history.scale, out)
+            self._bind(features.shape[1])
+        one, two, last = self._buffers
+        w1, w2, w3 = self._layers
+        np.matmul(w1, features, out=one[:-1])
+        np.maximum(one[:-1], self._nothing[: len(w1)], out=one[:-1])
+        np.matmul(w2, one, out=two[:-1])
+        np.maximum(two[:-1], self._nothing[: len(w2)], out=two[:-1])
+        np.matmul(w3, two, out=last[:-1])
+        quantiles_of(last[:-1], history.scale, out)
 
 
 def quantiles_of(z: Float32Array, scale: Float32Array, out: Float32Array) -> None:
     """Fill ``out`` (K, Q, S) with the quantiles that the outputs ``z`` (K * Q, S) stand for. Overwrites ``z``."""
     flat = out.reshape(z.shape)
-    np.square(z, out=flat)
-    flat += 4.0
+    np.multiply(z, z, out=flat)
+    flat += np.float32(4.0)
     np.sqrt(flat, out=flat)
     flat += z
-    np.multiply(scale, 0.5, out=z[0])
+    np.multiply(scale, np.float32(0.5), out=z[0])
     flat *= z[0]
     for q in range(1, Q):
         out[:, q] += out[:, q - 1]
@@ -70,10 +76,9 @@ def checked(weights: Mapping[str, npt.NDArray[np.generic]], name: str) -> Float3
 class NetworkModel:
     """A :class:`~.models.SeriesModel` of the network alone."""
 
-    def __init__(self, network: QuantileNetwork, capacity: Float32Array, vms: int) -> None:
-        self._network, self._vms = network, vms
-        self._features = FeatureMaker(len(capacity), capacity)
+    def __init__(self, network: QuantileNetwork, size: int) -> None:
+        self._network, self._features = network, FeatureMaker(size)
 
     def step(self, history: History, out: Float32Array) -> None:
         """Fill ``out`` (K, Q, S)."""
-        self._network.predict(self._features.make(history, self._vms), history, out)
+        self._network.predict(self._features.make(history), history, out)

@@ -118,13 +118,12 @@ def _run_session(session: Session, out: Backtest, fitted: Fitted) -> None:
     columns = np.flatnonzero((scale > 0) & np.repeat(chosen, size // session.vms))
     if not len(columns):
         return
-    capacity = session.capacity.astype(np.float32)
     answers: dict[str, Float32Array] = {}
     for name in options.models:
         if name in PLAIN:
             model = _with_offsets(session, cut, truth, PLAIN[name])
         else:
-            model = fitted.model(name, capacity, session.vms)
+            model = fitted.model(name, size)
         answers[name], took = _answers(session, model, cut, columns)
         out.call_us[name].append(took)
     for j, s in enumerate(columns):

@@ -121,6 +121,10 @@ def truths(session: Session) -> Truth:
     return Truth(value=value, known=known, bound=bound)
 
 
-def active_series(session: Session) -> BoolArray:
-    """Return (S,) which series have anything to forecast: values, not all of them 0."""
-    return np.asarray(np.nan_to_num(session.demand).max(axis=0) > 0)
+def active_series(session: Session, without: tuple[str, ...] = ()) -> BoolArray:
+    """Return (S,) which series have anything to forecast: values, not all of them 0.
+
+    None of VMs whose UUIDs begin with one of ``without``.
+    """
+    here = [not u.startswith(without) if without else True for u in session.uuid]
+    return np.asarray((np.nan_to_num(session.demand).max(axis=0) > 0) & np.repeat(here, R))

@@ -48,6 +48,8 @@ class FitOptions:
     seed: int = 0
     most_samples: int = 400_000
     """Drawn at random from what there is, where there is more."""
+    without: tuple[str, ...] = ()
+    """Beginnings of the UUIDs of VMs that nothing is learnt from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,17 +68,17 @@ class Samples:
     """(M,) of the validation part."""
 
 
-def collect(session: Session, split: float) -> Samples:
+def collect(session: Session, split: float, without: tuple[str, ...] = ()) -> Samples:
     """Return the samples of a session's fitting part."""
     truth, size = truths(session), session.demand.shape[1]
     end = int(session.ticks * split)
-    maker = FeatureMaker(size, session.capacity.astype(np.float32))
+    maker = FeatureMaker(size)
     x: Float32Array = np.empty((end, F, size), np.float32)
     scale: Float32Array = np.empty((end, size), np.float32)
     for t, history in enumerate(session.replay(end=end)):
-        x[t] = maker.make(history, session.vms)
+        x[t] = maker.make(history)
         scale[t] = history.scale
-    good = truth.known[:end].all(axis=1) & active_series(session)
+    good = truth.known[:end].all(axis=1) & active_series(session, without)
     good[:WARM_TICKS] = False
     good[end - 10 :] = False  # their targets lie beyond the split
     t, s = np.nonzero(good)
@@ -95,7 +97,7 @@ def fit_network(
     import torch
     from torch import nn
 
-    parts = [collect(s, options.split) for s in sessions]
+    parts = [collect(s, options.split, options.without) for s in sessions]
     joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("x", "y", "bound", "weight", "late")}
     rng = np.random.default_rng(options.seed)
     early, late = np.flatnonzero(~joined["late"]), np.flatnonzero(joined["late"])
@@ -135,7 +137,7 @@ def fit_lstm(
     """Return the weights of an LSTM and its scores. Raises InputError without anything to learn from."""
     import torch
 
-    parts = [_sequences(s, options.split) for s in sessions]
+    parts = [_sequences(s, options.split, options.without) for s in sessions]
     x, y, ok, bound, weight = (np.concatenate([p[i] for p in parts]) for i in range(5))
     late = np.concatenate([p[5] for p in parts])
     rng = np.random.default_rng(options.seed)
@@ -159,7 +161,7 @@ def fit_lstm(
     return cell.arrays(), {**scores, "samples": float(len(early) * CHUNK)}
 
 
-def _sequences(session: Session, split: float) -> tuple[npt.NDArray[Any], ...]:
+def _sequences(session: Session, split: float, without: tuple[str, ...]) -> tuple[npt.NDArray[Any], ...]:
     """Return x (M, CHUNK, INPUTS), y (M, CHUNK, K), known, bound, weight and which chunks are for validation."""
     truth, size = truths(session), session.demand.shape[1]
     end = int(session.ticks * split)
@@ -171,7 +173,7 @@ def _sequences(session: Session, split: float) -> tuple[npt.NDArray[Any], ...]:
             inputs_of(history, x[t // STRIDE])
             scale[t // STRIDE] = history.scale
     at = np.arange(steps) * STRIDE + STRIDE - 1
-    keep = np.flatnonzero(active_series(session))
+    keep = np.flatnonzero(active_series(session, without))
     ok = truth.known[at].all(axis=1) & (at < end - 10)[:, None]
     y = np.where(ok[:, None], truth.value[at] / scale[:, None], 0.0).astype(np.float32)
     usual = np.maximum(scale.mean(axis=0), 1e-6)

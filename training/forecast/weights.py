@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from foreshare.policies.errors import InputError
-from foreshare.policies.forecast.history import Float32Array
 from foreshare.policies.forecast.lstm import Lstm, LstmModel
 from foreshare.policies.forecast.mixture import Mixture
 from foreshare.policies.forecast.models import SeriesModel
@@ -19,12 +18,12 @@ class Fitted:
     network: QuantileNetwork | None = None
     lstm: Lstm | None = None
 
-    def model(self, name: str, capacity: Float32Array, vms: int) -> SeriesModel:
+    def model(self, name: str, size: int) -> SeriesModel:
         """Return a fresh model of a host. Raises InputError where its weights are missing."""
         if name == "mixture":
-            return Mixture(len(capacity), capacity, vms, self.network)
+            return Mixture(size, self.network)
         if name == "network" and self.network is not None:
-            return NetworkModel(self.network, capacity, vms)
+            return NetworkModel(self.network, size)
         if name == "lstm" and self.lstm is not None:
-            return LstmModel(self.lstm, capacity, vms)
+            return LstmModel(self.lstm, size)
         raise InputError(f"model {name!r} has no weights: fit some with foreshare forecast fit --model {name}")
