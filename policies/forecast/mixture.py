@@ -1,16 +1,19 @@
 """The mixture: every series weighs simple forecasts and a network by how well each did lately, quantile by quantile.
 
-**Members.** The last value, the mean over 50 ticks, a quantile regression learnt online, and the network where there
-are weights. Points become quantiles by offsets that track each member's own errors.
+**Members.** The mean of the five newest ticks, with offsets that track its errors; the climate of the series; a quantile regression
+learnt online; the network where there are weights.
 
 **Weights.** For each series, horizon and quantile, ``w_m <- w_m / (1 + eta l_m / L)`` with the pinball loss ``l_m`` of
 member m and ``L`` the usual loss of the mixture (to first order the exponential update), then a fixed share:
 ``w <- (1 - share) w + share w_0`` (Herbster and Warmuth 1998, Machine Learning 32): no member is ever so far behind
 that a change of phase could not bring it back within a few ticks.
 
-**Truth of the quantiles.** The distance of the upper quantiles to the median, and the median itself, are scaled by
-factors that grow when a quantile is exceeded more often than it should and shrink otherwise, so that coverage tends to
-the level whatever the data do (Gibbs and Candès 2021, NeurIPS; Angelopoulos, Candès and Tibshirani 2023, NeurIPS).
+**Truth of the quantiles.** The distances of the upper quantiles to the median are scaled by factors that grow when a
+quantile is exceeded more often than it should and shrink otherwise, so that coverage tends to the level whatever the
+data do (Gibbs and Candès 2021, NeurIPS; Angelopoulos, Candès and Tibshirani 2023, NeurIPS).
+
+**Steps.** Where three ticks in a row lie beyond anything that the last 200 had (STEP_DEVIATIONS), what was learnt is of
+another phase: the newest ticks get all the weight, and the others earn theirs anew.
 
 What was censored is a lower bound: it is judged by the part of the pinball loss that it proves. One horizon learns in
 a tick, in turns: the cost of a tick is bounded, and at 10 ms each learns 33 times a second.
@@ -24,13 +27,18 @@ import numpy as np
 
 from foreshare.policies.host import IntArray
 
+from .climate import Climate
 from .features import FeatureMaker
-from .history import FLOOR, HORIZONS, LEVELS, MOST, Float32Array, History, K, Q, carry_series
+from .history import FLOOR, HORIZONS, LEVELS, WINDOW, Float32Array, History, K, Q, carry_series
 from .network import QuantileNetwork
 from .regression import QuantileRegression
 
-POINTS = ("last", "window")
-WINDOW_TICKS = 50
+POINTS = ("recent",)
+STEP_DEVIATIONS = 4.0
+STEP_SHARE = 0.1
+"""A step is also at least this share of the level before it."""
+_STEP = (3, 203)
+_PER_STEP = 1.0 / (_STEP[1] - _STEP[0])
 MOST_FACTOR = 5.0
 _LEVEL = np.array(LEVELS, np.float32)[:, None]
 _TINY = np.float32(1e-6)
@@ -42,15 +50,15 @@ _MOST_LOSS = np.float32(20.0)
 class MixtureOptions:
     """How fast the mixture learns."""
 
-    eta: float = 0.1
-    """How strongly a loss lowers a weight."""
-    share: float = 0.01
+    eta: tuple[float, float, float] = (0.15, 0.1, 0.03)
+    """How strongly a loss lowers a weight, at each level."""
+    share: float = 0.005
     """What is shared out anew each time."""
-    trust: float = 0.8
-    """Weight that regression and network start with; the points share the rest."""
+    recent: float = 0.05
+    """Weight that the mean of five ticks starts with; the others have the rest in equal parts."""
     offset_rate: tuple[float, float, float] = (0.05, 0.1, 0.3)
     """Step of the members' offsets at each level, in usual errors."""
-    factor_rate: tuple[float, float, float] = (0.02, 0.02, 0.05)
+    factor_rate: tuple[float, float, float] = (0.0, 0.004, 0.01)
     """Step of the factors at each level."""
     error_gain: float = 0.02
     """Gain of the usual error and the usual loss."""
@@ -62,14 +70,16 @@ class Mixture:
     def __init__(self, size: int, network: QuantileNetwork | None, options: MixtureOptions | None = None) -> None:
         self.options = o = options or MixtureOptions()
         self._size, self._network = size, network
-        self._features, self._regression = FeatureMaker(size), QuantileRegression(size)
-        self.members = (*POINTS, "regression", *(("network",) if network is not None else ()))
+        self._features, self._regression, self._climate = FeatureMaker(size), QuantileRegression(size), Climate(size)
+        self.members = (*POINTS, "climate", "regression", *(("network",) if network is not None else ()))
         m, points = len(self.members), len(POINTS)
-        prior = np.full(m, (1.0 - o.trust) / points, np.float32)
-        prior[points:] = o.trust / (m - points)
+        prior = np.full(m, (1.0 - o.recent) / (m - points), np.float32)
+        prior[:points] = o.recent / points
         self.weights: Float32Array = np.broadcast_to(prior[:, None, None, None], (m, K, Q, size)).copy()
         """(M, K, Q, S), sums over members are 1."""
         self._shared = np.broadcast_to(np.float32(o.share) * prior[:, None, None], (m, Q, size)).copy()
+        self._after_step = np.full((m, 1, 1, 1), o.share, np.float32)
+        self._after_step[0] = 1.0 - o.share * (m - 1)
         self._offset: Float32Array = np.zeros((points, K, Q, size), np.float32)
         self.factor: Float32Array = np.ones((K, Q, size), np.float32)
         """(K, Q, S) what keeps each quantile true."""
@@ -82,6 +92,7 @@ class Mixture:
         """(K, S) what each horizon's forecast that ends now was about."""
         self._past = [np.zeros((h.ahead // K + 2, m + 1, Q, size), np.float32) for h in HORIZONS]  # last: the mixture
         self._count = 0
+        self._eta = np.array(o.eta, np.float32)[:, None]
         self._offset_rate, self._factor_rate = (
             np.array(rate, np.float32)[:, None] for rate in (o.offset_rate, o.factor_rate)
         )
@@ -95,6 +106,8 @@ class Mixture:
         self._count += 1
         history.truth(self.truth)
         self._learn(history, self._count % K)
+        if self._count % 2:
+            self._notice_steps(history)
         self._predict(history)
         np.einsum("mkqs,mkqs->kqs", self.weights, self._each, out=out)
         self._correct(out)
@@ -102,21 +115,41 @@ class Mixture:
 
     def _predict(self, history: History) -> None:
         point, each, points = self._point, self._each, len(POINTS)
-        point[0] = history.newest
-        point[1] = history.mean(0, WINDOW_TICKS)
+        point[0] = self.truth[1]
         np.add(point[:, None, None], self._offset, out=each[:points])
         np.maximum(each[:points], self._nothing, out=each[:points])
         features = self._features.make(history)
-        self._regression.predict(features, history.scale, self._count, each[points])
+        self._climate.update(self.truth[1], history.clean > HORIZONS[1].width, self._count)
+        each[points] = self._climate.quantiles
+        self._regression.predict(features, history.scale, self._count, each[points + 1])
         if self._network is not None:
-            self._network.predict(features, history, each[points + 1])
+            self._network.predict(features, history, each[points + 2])
+
+    def _notice_steps(self, history: History) -> None:
+        """Forget the weights of series that have just stepped to a level they were not at before."""
+        newest = history.demand(3)
+        now = history.newest_row + WINDOW
+        sums = history.running[:2, now - _STEP[0]] - history.running[:2, now - _STEP[1]]
+        sums *= _PER_STEP
+        mean, square = sums
+        square -= mean * mean
+        np.maximum(square, 0.0, out=square)
+        np.sqrt(square, out=square)
+        square *= STEP_DEVIATIONS
+        square += STEP_SHARE * mean
+        square += FLOOR
+        stepped = newest.min(axis=0) > mean + square
+        stepped |= newest.max(axis=0) < mean - square
+        if stepped.any():
+            self.weights[:, :, :, stepped] = self._after_step
+            self.factor[:, :, stepped] = 1.0
 
     def _correct(self, out: Float32Array) -> None:
         """Scale the median and the distances above it, so that quantiles neither cross nor lie below 0."""
         median = out[:, :1]
         out[:, 1:] -= median
         np.maximum(out, self._nothing[0], out=out)
-        out *= self.factor
+        out *= self.factor  # 1 for the median
         out[:, 1:] += median
         for q in range(2, Q):
             np.maximum(out[:, q], out[:, q - 1], out=out[:, q])
@@ -160,7 +193,7 @@ class Mixture:
         self._move *= self._offset_rate
         self._move *= error
         self._offset[:, k] += self._move
-        self._regression.learn(k, self._count, slope[points])
+        self._regression.learn(k, self._count, slope[points + 1])
         change = slope[m]
         change *= self._factor_rate
         change *= past[m] >= np.float32(FLOOR)  # an idle VM says nothing
@@ -181,7 +214,7 @@ class Mixture:
         np.add(usual, _TINY, out=step)
         each /= step
         np.minimum(each, _MOST_LOSS, out=each)
-        each *= np.float32(o.eta)
+        each *= self._eta
         each += _ONE
         weights = self.weights[:, k]
         weights /= each
@@ -198,5 +231,6 @@ class Mixture:
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         pairs = zip(self._past, fresh._past, strict=True)
         fresh._past = [carry_series(old, rows, new, batch) for old, new in pairs]
+        fresh._climate = self._climate.rebind(rows, batch, size)
         fresh._regression = self._regression.rebind(rows, batch, size)
         return fresh

@@ -14,7 +14,7 @@ from foreshare.policies.host import IntArray
 from .features import SUMMARY, P
 from .history import AHEAD, HORIZONS, Float32Array, K, Q, carry_series
 
-RATE = (0.04, 0.1, 0.2)
+RATE = (0.04, 0.08, 0.1)
 """Step at each level."""
 _SLOTS = AHEAD + 1
 
@@ -24,7 +24,7 @@ class QuantileRegression:
 
     def __init__(self, size: int) -> None:
         self.theta: Float32Array = np.zeros((K, Q, P, size), np.float32)
-        self.theta[:, :, 3] = 0.6  # of the newest tick: something to start from
+        self.theta[:, :, P - 2] = 1.0  # of the mean of five ticks: something to start from
         self._x: Float32Array = np.zeros((_SLOTS, P, size), np.float32)
         self._nothing = np.zeros((K, Q, size), np.float32)
         self._move = np.zeros((Q, P, size), np.float32)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from foreshare.policies.errors import InputError
-from foreshare.policies.forecast.history import HORIZONS, LEVELS, Float32Array, K, Q
+from foreshare.policies.forecast.history import FLOOR, HORIZONS, LEVELS, Float32Array, K, Q
 from foreshare.policies.forecast.mixture import Mixture
 from foreshare.policies.forecast.models import PointModel, SeriesModel, WithOffsets
 from foreshare.policies.forecast.points import Autoregressive, Seasonal
@@ -146,10 +146,11 @@ def _run_session(session: Session, out: Backtest, fitted: Fitted) -> None:
 
 
 def _scales(session: Session, cut: int) -> FloatArray:
-    """Return (S,) the mean absolute step over the training part; 0 where nothing moves or nothing is known."""
+    """Return (S,) the mean absolute step over the training part; 0 where it is next to nothing or not known."""
     steps = np.abs(np.diff(session.demand[:cut].astype(np.float64), axis=0))
     known = np.isfinite(steps)
-    return np.asarray(np.where(known, steps, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
+    mean = np.where(known, steps, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    return np.asarray(np.where(mean >= FLOOR / 2, mean, 0.0))
 
 
 def _with_offsets(
