@@ -61,7 +61,12 @@ def _measure(bench: ForecastBench, vms: int) -> dict[str, np.ndarray[tuple[int],
     plain: Float32Array = np.zeros((K, size), np.float32)
     out: Float32Array = np.zeros((K, Q, size), np.float32)
     smooth = exponential_smoothing(np.zeros(size), np.full(size, 0.3))
-    ar, seasonal, alone, mixture = Autoregressive(size), Seasonal(size), NetworkModel(network, size), Mixture(size, network)
+    ar, seasonal, alone, mixture = (
+        Autoregressive(size),
+        Seasonal(size),
+        NetworkModel(network, size),
+        Mixture(size, network),
+    )
     calls: dict[str, Callable[[History], object]] = {
         "mixture": lambda h: mixture.step(h, out),
         "network": lambda h: alone.step(h, out),

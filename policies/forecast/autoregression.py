@@ -89,4 +89,3 @@ class Autoregression:
         for name in ("coefficients", "_covariance"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         return fresh
-

@@ -95,7 +95,7 @@ class History:
         self.newest_row = at = (before + 1) % WINDOW
         self.count += 1
         now = self._now
-        if self.whole and 0.0 <= demand.min() and demand.max() <= MOST:  # not where one is NaN
+        if self.whole and demand.min() >= 0.0 and demand.max() <= MOST:  # not where one is NaN
             now[0] = demand
             known = None
         else:
@@ -217,7 +217,9 @@ class History:
         return fresh
 
 
-def carry_series(old: npt.NDArray[np.generic], rows: IntArray, fresh: npt.NDArray[np.generic], batch: tuple[int, ...]) -> npt.NDArray[np.generic]:
+def carry_series(
+    old: npt.NDArray[np.generic], rows: IntArray, fresh: npt.NDArray[np.generic], batch: tuple[int, ...]
+) -> npt.NDArray[np.generic]:
     """Return ``fresh`` (..., S) with the series of the VMs that ``rows`` (former row or -1) names taken from ``old``."""
     out = fresh.copy()
     lead = fresh.shape[:-1]

@@ -46,7 +46,9 @@ class Lstm:
         self._b: Float32Array = b[:, None] * half
         self._v, self._d = v, d[:, None]
 
-    def refresh(self, x: Float32Array, h: Float32Array, c: Float32Array, scale: Float32Array, out: Float32Array) -> None:
+    def refresh(
+        self, x: Float32Array, h: Float32Array, c: Float32Array, scale: Float32Array, out: Float32Array
+    ) -> None:
         """Move the state ``h`` and ``c`` (hidden, S) on by the inputs ``x`` (INPUTS, S), and fill ``out`` (K, Q, S)."""
         n = self.hidden
         a = self._w @ np.concatenate([x, h])

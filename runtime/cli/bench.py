@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulator.add_argument("--vms", type=whole(1, MAX_VMS), default=16, metavar="N", help="on each (default 16)")
     simulator.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     forecast = what.add_parser("forecast", help="a call of each forecaster, with the real gap between calls")
-    forecast.add_argument("--ticks", type=whole(10, 10**6), default=300, metavar="N", help="calls of each (default 300)")
+    forecast.add_argument(
+        "--ticks", type=whole(10, 10**6), default=300, metavar="N", help="calls of each (default 300)"
+    )
     forecast.add_argument("--tick-ms", type=number(1, 1000, "ms"), default=10.0, metavar="MS", help="gap (default 10)")
     forecast.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 

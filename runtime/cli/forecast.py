@@ -25,8 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--without", action="append", default=[], metavar="UUID", help="leave this VM out (its beginning)")
     fit.add_argument("--split", type=number(0.1, 1.0, "share"), default=0.6, metavar="X",
                      help="fit to this share of each recording, its beginning (default 0.6)")  # fmt: skip
-    fit.add_argument("--hidden", type=whole(2, 512), default=24, metavar="N", help="units of a hidden layer (default 24)")
-    fit.add_argument("--epochs", type=whole(1, 10000), default=12, metavar="N", help="passes over the data (default 12)")
+    fit.add_argument(
+        "--hidden", type=whole(2, 512), default=24, metavar="N", help="units of a hidden layer (default 24)"
+    )
+    fit.add_argument(
+        "--epochs", type=whole(1, 10000), default=12, metavar="N", help="passes over the data (default 12)"
+    )
     fit.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="K", help="seed of weights and batches")
     fit.add_argument("--onnx", action="store_true", help="write MODEL.onnx as well")
     fit.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
@@ -41,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back.add_argument("--report", type=Path, metavar="FILE.html", help="write a self-contained report")
     back.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     bring = what.add_parser("import", help="make a recording of a public trace")
-    bring.add_argument("trace", type=Path, metavar="FILE.csv", help="request stamps, machine or VM averages, percentiles")
+    bring.add_argument(
+        "trace", type=Path, metavar="FILE.csv", help="request stamps, machine or VM averages, percentiles"
+    )
     bring.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the recording (new or empty)")
     bring.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hosts import table, topology
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +19,6 @@ from foreshare.policies.forecast.quality import ForecastQuality
 from foreshare.policies.host import Host, R
 from foreshare.policies.reading import Quality, Reading
 from foreshare.runtime.bench_forecast import random_lstm
-from hosts import table, topology
 
 VALUES = st.sampled_from([0.0, 1e-9, 0.02, 1.0, 7.5, 20.0, 1e5, 1e30, -3.0, np.nan, np.inf, -np.inf])
 NETWORK = shipped_network()

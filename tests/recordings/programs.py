@@ -235,7 +235,10 @@ def _stamps(rng: random.Random, seconds: float) -> list[tuple[float, int, int]]:
     out, t = [], 0.0
     while t < seconds:
         t += rng.expovariate(2.0)
-        out += [(t + rng.expovariate(5.0), rng.randrange(50, 4000), rng.randrange(10, 500)) for _ in range(rng.choice([1, 1, 3, 8]))]
+        out += [
+            (t + rng.expovariate(5.0), rng.randrange(50, 4000), rng.randrange(10, 500))
+            for _ in range(rng.choice([1, 1, 3, 8]))
+        ]
     return sorted(out)
 
 

@@ -14,8 +14,7 @@ import numpy as np
 
 from foreshare.policies.errors import InputError
 from foreshare.policies.forecast.history import FLOOR, HORIZONS, LEVELS, Float32Array, K, Q
-from foreshare.policies.forecast.mixture import Mixture
-from foreshare.policies.forecast.models import PointModel, SeriesModel, WithOffsets
+from foreshare.policies.forecast.models import PointModel, SeriesModel
 from foreshare.policies.forecast.points import Autoregressive, Seasonal
 from foreshare.policies.host import FloatArray, IntArray
 
@@ -118,14 +117,9 @@ def _run_session(session: Session, out: Backtest, fitted: Fitted) -> None:
     columns = np.flatnonzero((scale > 0) & np.repeat(chosen, size // session.vms))
     if not len(columns):
         return
-    answers: dict[str, Float32Array] = {}
-    for name in options.models:
-        if name in PLAIN:
-            model = _with_offsets(session, cut, truth, PLAIN[name])
-        else:
-            model = fitted.model(name, size)
-        answers[name], took = _answers(session, model, cut, columns)
-        out.call_us[name].append(took)
+    plain = {name: PLAIN[name](session, cut, truth) for name in options.models if name in PLAIN}
+    others = {name: fitted.model(name, size) for name in options.models if name not in PLAIN}
+    answers = _answers(session, truth, cut, columns, plain, others, out.call_us)
     for j, s in enumerate(columns):
         scores = {
             (name, k): score(
@@ -153,39 +147,49 @@ def _scales(session: Session, cut: int) -> FloatArray:
     return np.asarray(np.where(mean >= FLOOR / 2, mean, 0.0))
 
 
-def _with_offsets(
-    session: Session, cut: int, truth: Truth, make: Callable[[Session, int, Truth], PointModel]
-) -> SeriesModel:
-    """Return a fresh point model with the quantiles of its errors in the training part."""
-    model, size = make(session, cut, truth), session.demand.shape[1]
-    points: Float32Array = np.zeros((cut, K, size), np.float32)
-    for t, history in enumerate(session.replay(end=cut)):
-        model.step(history, points[t])
-    offsets: Float32Array = np.zeros((K, Q, size), np.float32)
+def _answers(
+    session: Session, truth: Truth, cut: int, columns: IntArray, plain: dict[str, PointModel],
+    others: dict[str, SeriesModel], call_us: dict[str, list[float]],
+) -> dict[str, Float32Array]:  # fmt: skip
+    """Return by model (T - cut, K, Q, columns) what it answered. All models go through the session together."""
+    size, ticks = session.demand.shape[1], session.ticks
+    point: Float32Array = np.zeros((K, size), np.float32)
+    now: Float32Array = np.zeros((K, Q, size), np.float32)
+    points = {name: np.zeros((ticks, K, len(columns)), np.float32) for name in plain}
+    out = {name: np.zeros((ticks - cut, K, Q, len(columns)), np.float32) for name in others}
+    took = {name: np.zeros(ticks, np.int64) for name in call_us}
+    for t, history in enumerate(session.replay()):
+        for name, model in plain.items():
+            begun = time.perf_counter_ns()
+            model.step(history, point)
+            took[name][t] = time.perf_counter_ns() - begun
+            points[name][t] = point[:, columns]
+        for name, other in others.items():
+            begun = time.perf_counter_ns()
+            other.step(history, now)
+            took[name][t] = time.perf_counter_ns() - begun
+            if t >= cut:
+                out[name][t - cut] = now[:, :, columns]
+    for name, taken in took.items():
+        call_us[name].append(float(np.median(taken[cut:]) / 1e3))
+    for name, said in points.items():
+        with_offsets = said[cut:, :, None] + _offsets(said, truth, cut, columns)
+        out[name] = np.maximum(with_offsets, 0.0)
+    return out
+
+
+def _offsets(points: Float32Array, truth: Truth, cut: int, columns: IntArray) -> Float32Array:
+    """Return (K, Q, columns) the quantiles of the errors of ``points`` (T, K, columns) in the training part."""
+    offsets: Float32Array = np.zeros((K, Q, len(columns)), np.float32)
     for k, h in enumerate(HORIZONS):
         last = cut - h.ahead
-        for s in range(size):
+        for j, s in enumerate(columns):
             known = truth.known[:last, k, s].copy()
             known[:WARM_TICKS] = False
             if known.any():
-                error = truth.value[:last, k, s][known] - points[:last, k, s][known]
-                offsets[k, :, s] = np.quantile(error, LEVELS)
-    return WithOffsets(make(session, cut, truth), offsets)
-
-
-def _answers(session: Session, model: SeriesModel, cut: int, columns: IntArray) -> tuple[Float32Array, float]:
-    """Return (T - cut, K, Q, columns) what a model answered, and the microseconds that its median call took."""
-    size = session.demand.shape[1]
-    now: Float32Array = np.zeros((K, Q, size), np.float32)
-    out: Float32Array = np.zeros((session.ticks - cut, K, Q, len(columns)), np.float32)
-    took = np.zeros(session.ticks, np.int64)
-    for t, history in enumerate(session.replay()):
-        begun = time.perf_counter_ns()
-        model.step(history, now)
-        took[t] = time.perf_counter_ns() - begun
-        if t >= cut:
-            out[t - cut] = now[:, :, columns]
-    return out, float(np.median(took[cut:]) / 1e3)
+                error = truth.value[:last, k, s][known] - points[:last, k, j][known]
+                offsets[k, :, j] = np.quantile(error, LEVELS)
+    return offsets
 
 
 def _add_fan(

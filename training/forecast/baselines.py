@@ -74,7 +74,7 @@ def _best(
 
 
 def auto_arima(session: Session, cut: int, truth: Truth) -> PointModel:
-    """Return statsforecast's AutoARIMA (orders by AICc), its Kalman filter run on in numpy over the same ticks and on."""
+    """Return statsforecast's AutoARIMA (orders by AICc), its Kalman filter run in numpy over the same ticks and on."""
     return _Late(state_space_of(fit_arima(session, cut)), cut)
 
 

@@ -240,7 +240,6 @@ def _train(
 
 def LstmModule(hidden: int) -> Any:  # noqa: N802 - a class that torch must be imported for
     """Return the LSTM as a torch module: (M, steps, INPUTS) to (M, steps, K, Q)."""
-    import torch
     from torch import nn
 
     class Module(nn.Module):

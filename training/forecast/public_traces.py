@@ -2,7 +2,7 @@
 
 =====================  ============================================================================================
 request stamps         ``TIMESTAMP``: requests counted in each 10 ms (Azure's inference traces)
-percentiles            ``time`` and ``pN_cpu_usage``: bursts drawn from the first windows' distributions (Google's 2019 trace)
+percentiles            ``time`` and ``pN_cpu_usage``: bursts drawn from the first windows (Google's 2019 trace)
 machine averages       ``cpu_util_percent`` ..., one row each 10 s (Alibaba's 2018 trace)
 VM averages            ``Timestamp [ms]`` ..., semicolons, one row each 300 s (Bitbrains)
 one metric             ``timestamp`` and ``value`` (NAB)
@@ -76,7 +76,11 @@ def _read(path: Path) -> tuple[str, float, Columns]:
         return "VM averages", _step_ms(path, ";", "Timestamp [ms]", lambda text: float(text) * 1000.0), rows
     if {"timestamp", "value"} <= names:
         rows = _table(path, ",", {Resource.CPU: "value"})
-        return "one metric", _step_ms(path, ",", "timestamp", lambda t: datetime.fromisoformat(t).timestamp() * 1e3), rows
+        return (
+            "one metric",
+            _step_ms(path, ",", "timestamp", lambda t: datetime.fromisoformat(t).timestamp() * 1e3),
+            rows,
+        )
     raise TraceError(f"{path}: is none of the public formats that are known")
 
 
@@ -115,7 +119,8 @@ def _metadata(path: Path, tick_ms: float, columns: Columns) -> dict[str, Any]:
     most = {r: max(int(np.ceil(np.nanmax(columns[r], initial=1.0))), UNITS) if r in columns else 0 for r in Resource}
     zone = {r: WHOLE_HOST if r is Resource.IO else 0 for r in Resource}
     pools = tuple(
-        Pool(resource=r, zone=zone[r], units=most[r], unit="as in the trace", unit_size=1.0, measure="") for r in Resource
+        Pool(resource=r, zone=zone[r], units=most[r], unit="as in the trace", unit_size=1.0, measure="")
+        for r in Resource
     )
     one = np.zeros(1, np.int64)
     topology = Topology(cpu_id=one, core=one, zone=one, units_per_cpu=max(most[Resource.CPU], 1), pools=pools)

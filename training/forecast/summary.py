@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from foreshare.policies.forecast.history import HORIZONS, LEVELS, K
+from foreshare.policies.forecast.history import HORIZONS, LEVELS
 from foreshare.policies.host import RESOURCES
 
 from .backtest import REFERENCES, Backtest
