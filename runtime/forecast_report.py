@@ -49,7 +49,7 @@ _KEYS = ("mase", "pinball_q50", "pinball_q90", "pinball_q99", "coverage_q90")
 
 
 def _shown(models: Mapping[str, object]) -> str:
-    return "mixture" if "mixture" in models else next(reversed(models))
+    return "mixture" if "mixture" in models else list(models)[-1]
 
 
 def _fan(truth: npt.NDArray[np.float64], quantiles: npt.NDArray[np.float32]) -> str:

@@ -10,6 +10,7 @@ t + 1 .. t + 5, the 5 ticks that end 50 ms ahead at 10 ms a tick, and over t + 6
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -170,7 +171,8 @@ class History:
     @property
     def newest(self) -> Float32Array:
         """(S,) the newest values, holes bridged. A view."""
-        return self._y[self.newest_row]
+        out: Float32Array = self._y[self.newest_row]
+        return out
 
     def demand(self, ticks: int) -> Float32Array:
         """Return (ticks, S) the newest values, oldest first, ``ticks`` at most WINDOW. A view."""
@@ -191,7 +193,7 @@ class History:
 
     def sums(self, which: int, lags: IntArray) -> FloatArray:
         """Return (len(lags), S) the running sums of demand (0), its square (1), what waits (2), up to each lag."""
-        return self.running[which].take(self.newest_row + WINDOW - lags, axis=0)
+        return np.asarray(self.running[which].take(self.newest_row + WINDOW - lags, axis=0))
 
     def truth(self, out: Float32Array) -> None:
         """Fill ``out`` (K, S) with what each horizon's forecast that ends now was about."""
@@ -217,10 +219,13 @@ class History:
         return fresh
 
 
+Kind = TypeVar("Kind", bound=np.generic)
+
+
 def carry_series(
-    old: npt.NDArray[np.generic], rows: IntArray, fresh: npt.NDArray[np.generic], batch: tuple[int, ...]
-) -> npt.NDArray[np.generic]:
-    """Return ``fresh`` (..., S) with the series of the VMs that ``rows`` (former row or -1) names taken from ``old``."""
+    old: npt.NDArray[Kind], rows: IntArray, fresh: npt.NDArray[Kind], batch: tuple[int, ...]
+) -> npt.NDArray[Kind]:
+    """Return ``fresh`` (..., S) with the series of the VMs that ``rows`` (N,) names taken from ``old``; -1: new."""
     out = fresh.copy()
     lead = fresh.shape[:-1]
     known = rows >= 0

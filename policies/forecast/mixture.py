@@ -1,7 +1,7 @@
 """The mixture: every series weighs simple forecasts and a network by how well each did lately, quantile by quantile.
 
-**Members.** The mean of the five newest ticks, with offsets that track its errors; the climate of the series; a quantile regression
-learnt online; the network where there are weights.
+**Members.** The mean of the five newest ticks, with offsets that track its errors; the climate of the series; a
+quantile regression learnt online; the network where there are weights.
 
 **Weights.** For each series, horizon and quantile, ``w_m <- w_m / (1 + eta l_m / L)`` with the pinball loss ``l_m`` of
 member m and ``L`` the usual loss of the mixture (to first order the exponential update), then a fixed share:

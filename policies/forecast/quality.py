@@ -78,11 +78,10 @@ class ForecastQuality:
         self.judged += good
         gain = (good / np.minimum(np.maximum(self.judged, 1), MEMORY)).astype(np.float32)
         miss = truth - past
-        for mean, value in (
-            (self._error, np.abs(miss[0])), (self._naive, np.abs(truth - origin)), (self._step, np.abs(newest - before)),
-            (self.pinball, np.maximum(miss * _LEVEL, miss * (_LEVEL - 1.0))),
-        ):  # fmt: skip
-            mean += (value - mean) * gain
+        self._error += (np.abs(miss[0]) - self._error) * gain
+        self._naive += (np.abs(truth - origin) - self._naive) * gain
+        self._step += (np.abs(newest - before) - self._step) * gain
+        self.pinball += (np.maximum(miss * _LEVEL, miss * (_LEVEL - 1.0)) - self.pinball) * gain
         # On a quantile is neither above nor below it; an idle VM's 0 is where its quantiles are.
         self.coverage += (np.where(miss == 0.0, _LEVEL, miss < 0.0) - self.coverage) * gain
         ripe = self.judged >= MIN_JUDGED

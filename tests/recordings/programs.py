@@ -190,7 +190,8 @@ def serve_compile(rng: random.Random, end: float, folder: Path) -> None:
 
 def _c_function(rng: random.Random, i: int) -> str:
     body = "".join(
-        f"  for (int k = 0; k < {rng.randrange(2, 50)}; k++) if (a[k] > {rng.randrange(100)}) s += a[k] * {rng.random()};\n"
+        f"  for (int k = 0; k < {rng.randrange(2, 50)}; k++)"
+        f" if (a[k] > {rng.randrange(100)}) s += a[k] * {rng.random()};\n"
         for _ in range(rng.randrange(2, 10))
     )
     return f"double f{i}(const double *a) {{\n  double s = 0;\n{body}  return s;\n}}\n"
@@ -227,7 +228,7 @@ def _stamps(rng: random.Random, seconds: float) -> list[tuple[float, int, int]]:
     if path:
         with Path(path).open(newline="") as file:
             rows = [
-                (datetime.fromisoformat(r["TIMESTAMP"][:26]).timestamp(), int(r["ContextTokens"]), int(r["GeneratedTokens"]))
+                (_seconds(r["TIMESTAMP"]), int(r["ContextTokens"]), int(r["GeneratedTokens"]))
                 for r in csv.DictReader(file)
             ]  # fmt: skip
         first = rng.uniform(rows[0][0], rows[-1][0] - seconds)
@@ -240,6 +241,10 @@ def _stamps(rng: random.Random, seconds: float) -> list[tuple[float, int, int]]:
             for _ in range(rng.choice([1, 1, 3, 8]))
         ]
     return sorted(out)
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.fromisoformat(stamp[:26]).timestamp()
 
 
 def _spin(seconds: float) -> None:

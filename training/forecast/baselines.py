@@ -106,7 +106,7 @@ def fit_arima(session: Session, cut: int) -> dict[str, FloatArray]:
     found = [(s, *arima_matrices(y)) for s, y in _windows(session, cut)]
     depth = max((len(z) for _, z, *_ in found), default=1)
     size = session.demand.shape[1]
-    out = {name: np.zeros((size, depth)) for name in ("design", "state")}
+    out: dict[str, FloatArray] = {name: np.zeros((size, depth)) for name in ("design", "state")}
     out |= {name: np.zeros((size, depth, depth)) for name in ("transition", "covariance", "noise")}
     out |= {name: np.zeros(size) for name in ("offset", "slope")}
     out["design"][:, 0] = out["transition"][:, 0, 0] = out["noise"][:, 0, 0] = out["covariance"][:, 0, 0] = 1.0

@@ -20,17 +20,19 @@ def torch_network(arrays: Arrays) -> torch.nn.Module:
     import torch
     from torch import nn
 
+    layers = []
+    for i in (1, 2, 3):
+        linear = nn.Linear(*reversed(arrays[f"w{i}"].shape))
+        linear.load_state_dict({name: torch.from_numpy(arrays[f"{name[0]}{i}"]) for name in ("weight", "bias")})
+        layers.append(linear)
+
     class Network(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            for i in (1, 2, 3):
-                self.register_buffer(f"w{i}", torch.from_numpy(arrays[f"w{i}"]))
-                self.register_buffer(f"b{i}", torch.from_numpy(arrays[f"b{i}"]))
+            self.layers = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            x = torch.relu(nn.functional.linear(x, self.w1, self.b1))
-            x = torch.relu(nn.functional.linear(x, self.w2, self.b2))
-            return quantiles(nn.functional.linear(x, self.w3, self.b3))
+            return quantiles(self.layers(x))
 
     return Network()
 

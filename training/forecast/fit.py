@@ -81,12 +81,12 @@ def collect(session: Session, split: float, without: tuple[str, ...] = ()) -> Sa
     good = truth.known[:end].all(axis=1) & active_series(session, without)
     good[:WARM_TICKS] = False
     good[end - 10 :] = False  # their targets lie beyond the split
-    t, s = np.nonzero(good)
+    at, s = np.nonzero(good)
     usual = np.where(good, scale, 0.0).sum(axis=0) / np.maximum(good.sum(axis=0), 1)
     return Samples(
-        x=x[t, :, s], y=truth.value[t, :, s] / scale[t, s][:, None], bound=truth.bound[t, :, s],
-        weight=np.minimum(scale[t, s] / np.maximum(usual[s], 1e-6), MOST_WEIGHT).astype(np.float32),
-        late=t >= end * (1.0 - VALIDATION),
+        x=x[at, :, s], y=truth.value[at, :, s] / scale[at, s][:, None], bound=truth.bound[at, :, s],
+        weight=np.minimum(scale[at, s] / np.maximum(usual[s], 1e-6), MOST_WEIGHT).astype(np.float32),
+        late=at >= end * (1.0 - VALIDATION),
     )  # fmt: skip
 
 
@@ -122,8 +122,9 @@ def fit_network(
 
     scores = _train(net, loss_of, batches, lambda: loss_of(late), options, progress)
     weights: Arrays = {}
-    for i, layer in enumerate((net[0], net[2], net[4]), start=1):
-        weights[f"w{i}"], weights[f"b{i}"] = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    state = {name: value.detach().numpy() for name, value in net.state_dict().items()}
+    for i, layer in enumerate((0, 2, 4), start=1):
+        weights[f"w{i}"], weights[f"b{i}"] = state[f"{layer}.weight"], state[f"{layer}.bias"]
     return weights, {**scores, "samples": float(len(early))}
 
 
@@ -146,7 +147,7 @@ def fit_lstm(
     if len(early) < per_batch or not len(held):
         raise InputError(f"{len(early)} sequences of {CHUNK * STRIDE} ticks are too few to fit an LSTM to")
     torch.manual_seed(options.seed)
-    cell = LstmModule(options.hidden)
+    cell: Any = LstmModule(options.hidden)
     tx, ty, tok, tbound, tweight = (torch.from_numpy(a) for a in (x, y, ok, bound, weight))
 
     def loss_of(rows: npt.NDArray[np.int64]) -> torch.Tensor:
@@ -190,7 +191,7 @@ def _sequences(session: Session, split: float, without: tuple[str, ...]) -> tupl
 
 def quantiles(z: torch.Tensor) -> torch.Tensor:
     """Return (..., K, Q) rising quantiles, in multiples of the scale, from outputs (..., K * Q)."""
-    z = z.unflatten(-1, (K, Q))
+    z = z.reshape(*z.shape[:-1], K, Q)
     return ((z + (z * z + 4.0).sqrt()) * 0.5).cumsum(dim=-1)
 
 
@@ -224,7 +225,7 @@ def _train(
         for chosen in rows:
             loss = loss_of(chosen)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call] # torch has no types for it
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
@@ -249,14 +250,15 @@ def LstmModule(hidden: int) -> Any:  # noqa: N802 - a class that torch must be i
             self.head = nn.Linear(hidden, K * Q)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return quantiles(self.head(self.cell(x)[0]))
+            hidden: torch.Tensor = self.cell(x)[0]
+            return quantiles(self.head(hidden))
 
         def arrays(self) -> Arrays:
-            c = self.cell
+            state = {name: value.detach().numpy() for name, value in self.state_dict().items()}
             return {
-                "w": c.weight_ih_l0.detach().numpy(), "u": c.weight_hh_l0.detach().numpy(),
-                "b": (c.bias_ih_l0 + c.bias_hh_l0).detach().numpy(), "v": self.head.weight.detach().numpy(),
-                "d": self.head.bias.detach().numpy(),
+                "w": state["cell.weight_ih_l0"], "u": state["cell.weight_hh_l0"],
+                "b": state["cell.bias_ih_l0"] + state["cell.bias_hh_l0"], "v": state["head.weight"],
+                "d": state["head.bias"],
             }  # fmt: skip
 
     return Module()

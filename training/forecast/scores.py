@@ -9,7 +9,7 @@
 - **Coverage** of a level: the share of ticks with ``y`` below the quantile; where they are tied (an idle VM's 0), the
   randomised rule of Czado, Gneiting, Held (2009, Biometrics 65(4)): covered with probability
   ``(level - F(y-)) / (F(y) - F(y-))``, the mass at ``y`` told from the quantiles that lie on it: it ends half-way to
-  the levels next to them, and begins at 0 where the lowest quantile lies on it. Censored ticks tell nothing of coverage.
+  the levels next to them, and begins at 0 where the lowest quantile lies on it. Censored ticks do not count.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def fit_and_write(
         out.mkdir(parents=True, exist_ok=True)
         for name, values in arrays.items():
             path = out / f"{name}.npz"
-            np.savez(path, **values)
+            np.savez(path, **values)  # type: ignore[arg-type] # no name of ours is allow_pickle
             files.append(str(path))
         if onnx and model in arrays:
             from .export import export_onnx
