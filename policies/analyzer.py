@@ -20,7 +20,7 @@ from .forecast.history import GAP_TICKS, Float32Array, History, K, Q
 from .forecast.mixture import Mixture
 from .forecast.network import QuantileNetwork
 from .forecast.quality import ForecastQuality
-from .host import CACHE, FloatArray, Host, IntArray
+from .host import CACHE, FloatArray, Host, IntArray, R
 from .reading import Quality, Reading
 
 NETWORK = "network.npz"
@@ -59,7 +59,7 @@ class Analyzer:
             host, EstimateOptions(probe=k.probe, revert=k.revert, usual_gain=k.usual_gain, most_ticks=k.most_ticks)
         )
         size = int(np.prod(host.shape, dtype=np.int64))
-        self.history, self.mixture = History(size), Mixture(size, self._network)
+        self.history, self.mixture = History(size), Mixture(size, self._network, per_host=len(host) * R)
         self.quality = ForecastQuality(size)
         self._ways: FloatArray = at_reservation(host)[..., CACHE].copy()
         self._tick_ns = 0.0

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreshare.policies.host import IntArray
+from foreshare.policies.host import IntArray, R
 
 from .climate import Climate
 from .features import FeatureMaker
@@ -67,10 +67,14 @@ class MixtureOptions:
 class Mixture:
     """A :class:`~.models.SeriesModel`. Arrays are (members, K, Q, S)."""
 
-    def __init__(self, size: int, network: QuantileNetwork | None, options: MixtureOptions | None = None) -> None:
+    def __init__(
+        self, size: int, network: QuantileNetwork | None, options: MixtureOptions | None = None, *, per_host: int = 0
+    ) -> None:
+        """``per_host``: N * R, the series of one host, where there are several; 0: all are of one."""
         self.options = o = options or MixtureOptions()
         self._size, self._network = size, network
-        self._features, self._regression, self._climate = FeatureMaker(size), QuantileRegression(size), Climate(size)
+        self._features, self._regression = FeatureMaker(size), QuantileRegression(size)
+        self._climate = Climate(size, per_host or size)
         self.members = (*POINTS, "climate", "regression", *(("network",) if network is not None else ()))
         m, points = len(self.members), len(POINTS)
         prior = np.full(m, (1.0 - o.recent) / (m - points), np.float32)
@@ -139,7 +143,8 @@ class Mixture:
         square += STEP_SHARE * mean
         square += FLOOR
         stepped = newest.min(axis=0) > mean + square
-        stepped |= newest.max(axis=0) < mean - square
+        # Down only where nothing was censored: there demand may be as high as before.
+        stepped |= (newest.max(axis=0) < mean - square) & (history.loose >= len(newest))
         if stepped.any():
             self.weights[:, :, :, stepped] = self._after_step
             self.factor[:, :, stepped] = 1.0
@@ -225,7 +230,7 @@ class Mixture:
 
     def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> Mixture:
         """Return the mixture of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
-        fresh = Mixture(size, self._network, self.options)
+        fresh = Mixture(size, self._network, self.options, per_host=len(rows) * R)
         fresh._count = self._count
         for name in ("weights", "_offset", "factor", "error", "_loss"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))

@@ -1,6 +1,6 @@
 """How good the forecasts of each series are, all the time; and what stands in for those that have gone bad.
 
-Judged 50 ms ahead, with a memory of about MEMORY judgements (3 s to 30 s at 10 ms): the error of the median over the
+Judged 50 ms ahead, with a memory of about MEMORY judgements (5 s at 10 ms): the error of the median over the
 usual step from tick to tick (MASE, Hyndman and Koehler 2006) and over the error of the last value at the same horizon,
 the pinball loss and the coverage of each level. A forecast is **bad** once its error is BAD_ERROR times that of the
 last value, or its 0.9 quantile covers less than BAD_COVER; it is good again when both have come back by a margin. While
@@ -15,7 +15,7 @@ from foreshare.policies.host import BoolArray, IntArray
 
 from .history import HORIZONS, LEVELS, Float32Array, History, K, Q, carry_series
 
-MEMORY = 1000
+MEMORY = 500
 MIN_JUDGED = 100
 BAD_ERROR, GOOD_ERROR = 1.5, 1.2
 BAD_COVER, GOOD_COVER = 0.75, 0.82

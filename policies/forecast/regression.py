@@ -26,6 +26,7 @@ class QuantileRegression:
         self.theta: Float32Array = np.zeros((K, Q, P, size), np.float32)
         self.theta[:, :, P - 2] = 1.0  # of the mean of five ticks: something to start from
         self._x: Float32Array = np.zeros((_SLOTS, P, size), np.float32)
+        self._x[:, -1] = 1.0  # as in every tick
         self._nothing = np.zeros((K, Q, size), np.float32)
         self._move = np.zeros((Q, P, size), np.float32)
         self._rate = np.array(RATE, np.float32)[:, None]
@@ -46,7 +47,7 @@ class QuantileRegression:
         """
         x = self._x[(tick - HORIZONS[k].ahead) % _SLOTS]
         slope *= self._rate
-        slope /= np.einsum("ps,ps->s", x, x)  # at least 1: a feature is
+        slope /= np.einsum("ps,ps->s", x, x)  # at least 1: the last feature is
         np.multiply(slope[:, None], x, out=self._move)
         self.theta[k] += self._move
 
