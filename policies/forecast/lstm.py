@@ -19,7 +19,7 @@ from foreshare.policies.errors import InputError
 from foreshare.policies.host import IntArray
 
 from .history import Float32Array, History, K, Q, carry_series
-from .network import checked, quantiles_of
+from .network import checked, multiply, quantiles_of
 
 STRIDE = 2
 """Ticks from one refresh to the next."""
@@ -51,7 +51,8 @@ class Lstm:
     ) -> None:
         """Move the state ``h`` and ``c`` (hidden, S) on by the inputs ``x`` (INPUTS, S), and fill ``out`` (K, Q, S)."""
         n = self.hidden
-        a = self._w @ np.concatenate([x, h])
+        a = np.empty((4 * n, x.shape[1]), np.float32)
+        multiply(self._w, np.concatenate([x, h]), a)
         a += self._b
         np.tanh(a, out=a)
         for gate in (slice(0, 2 * n), slice(3 * n, 4 * n)):
@@ -61,7 +62,8 @@ class Lstm:
         c += a[:n] * a[2 * n : 3 * n]
         np.tanh(c, out=h)
         h *= a[3 * n :]
-        z = self._v @ h
+        z = np.empty((K * Q, x.shape[1]), np.float32)
+        multiply(self._v, h, z)
         z += self._d
         quantiles_of(z, scale, out)
 

@@ -17,6 +17,7 @@ from foreshare.policies.errors import InputError
 from .features import ONE, F, FeatureMaker
 from .history import Float32Array, History, K, Q
 
+ONE_CORE = 1 << 18
 WEIGHTS = ("w1", "b1", "w2", "b2", "w3", "b3")
 
 
@@ -45,12 +46,24 @@ class QuantileNetwork:
             self._bind(features.shape[1])
         one, two, last = self._buffers
         w1, w2, w3 = self._layers
-        np.matmul(w1, features, out=one[:-1])
+        multiply(w1, features, one[:-1])
         np.maximum(one[:-1], self._nothing[: len(w1)], out=one[:-1])
-        np.matmul(w2, one, out=two[:-1])
+        multiply(w2, one, two[:-1])
         np.maximum(two[:-1], self._nothing[: len(w2)], out=two[:-1])
-        np.matmul(w3, two, out=last[:-1])
+        multiply(w3, two, last[:-1])
         quantiles_of(last[:-1], history.scale, out)
+
+
+def multiply(w: Float32Array, x: Float32Array, out: Float32Array) -> None:
+    """Fill ``out`` (A, S) with ``w`` (A, B) times ``x`` (B, S), on one core.
+
+    OpenBLAS spreads products of more than ONE_CORE multiplications over threads, and waits for them in a loop: on a host
+    whose CPUs are busy that costs milliseconds. Pieces below that stay where they are.
+    """
+    width = max(ONE_CORE // w.size, 1)
+    for first in range(0, x.shape[1], width):
+        piece = slice(first, first + width)
+        np.matmul(w, x[:, piece], out=out[:, piece])
 
 
 def quantiles_of(z: Float32Array, scale: Float32Array, out: Float32Array) -> None:
