@@ -1,6 +1,6 @@
 """The mixture: every series weighs simple forecasts and a network by how well each did lately, quantile by quantile.
 
-**Members.** The mean of the five newest ticks, with offsets that track its errors; the climate of the series; a
+**Members.** The newest tick and the mean of five, with offsets that track their errors; the climate of the series; a
 quantile regression learnt online; the network where there are weights.
 
 **Weights.** For each series, horizon and quantile, ``w_m <- w_m / (1 + eta l_m / L)`` with the pinball loss ``l_m`` of
@@ -33,7 +33,7 @@ from .history import FLOOR, HORIZONS, LEVELS, WINDOW, Float32Array, History, K, 
 from .network import QuantileNetwork
 from .regression import QuantileRegression
 
-POINTS = ("recent",)
+POINTS = ("recent", "last")
 STEP_DEVIATIONS = 4.0
 STEP_SHARE = 0.1
 """A step is also at least this share of the level before it."""
@@ -54,8 +54,8 @@ class MixtureOptions:
     """How strongly a loss lowers a weight, at each level."""
     share: float = 0.005
     """What is shared out anew each time."""
-    recent: float = 0.05
-    """Weight that the mean of five ticks starts with; the others have the rest in equal parts."""
+    points: float = 0.1
+    """Weight that the newest ticks start with; the others have the rest in equal parts."""
     offset_rate: tuple[float, float, float] = (0.05, 0.1, 0.3)
     """Step of the members' offsets at each level, in usual errors."""
     factor_rate: tuple[float, float, float] = (0.0, 0.004, 0.01)
@@ -77,8 +77,8 @@ class Mixture:
         self._climate = Climate(size, per_host or size)
         self.members = (*POINTS, "climate", "regression", *(("network",) if network is not None else ()))
         m, points = len(self.members), len(POINTS)
-        prior = np.full(m, (1.0 - o.recent) / (m - points), np.float32)
-        prior[:points] = o.recent / points
+        prior = np.full(m, (1.0 - o.points) / (m - points), np.float32)
+        prior[:points] = o.points / points
         self.weights: Float32Array = np.broadcast_to(prior[:, None, None, None], (m, K, Q, size)).copy()
         """(M, K, Q, S), sums over members are 1."""
         self._shared = np.broadcast_to(np.float32(o.share) * prior[:, None, None], (m, Q, size)).copy()
@@ -119,7 +119,7 @@ class Mixture:
 
     def _predict(self, history: History) -> None:
         point, each, points = self._point, self._each, len(POINTS)
-        point[0] = self.truth[1]
+        point[0], point[1] = self.truth[1], history.newest
         np.add(point[:, None, None], self._offset, out=each[:points])
         np.maximum(each[:points], self._nothing, out=each[:points])
         features = self._features.make(history)
