@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from foreshare.policies.errors import HostError
 
 from .main import Parser
 from .values import number, whole, writable
@@ -63,6 +66,8 @@ def _tell(text: str) -> None:
 
 
 def _fit(args: argparse.Namespace) -> int:
+    if args.model != "arima" and find_spec("torch") is None:
+        raise HostError("fitting a network needs torch: pip install 'foreshare[train]'")
     from foreshare.training.forecast.dataset import load_sessions
     from foreshare.training.forecast.fit import FitOptions
     from foreshare.training.forecast.weights import fit_and_write

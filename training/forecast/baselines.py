@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from itertools import product
 
 import numpy as np
 
+from foreshare.policies.errors import HostError
 from foreshare.policies.forecast.history import HORIZONS, Float32Array, History, K
 from foreshare.policies.forecast.models import PointModel
 from foreshare.policies.forecast.points import Last
@@ -80,6 +82,7 @@ def auto_arima(session: Session, cut: int, truth: Truth) -> PointModel:
 
 def auto_ets(session: Session, cut: int, truth: Truth) -> PointModel:
     """Return statsforecast's AutoETS, its recursion run on in numpy over the same ticks and on."""
+    _needed()
     from statsforecast.models import AutoETS
 
     size = session.demand.shape[1]
@@ -127,6 +130,7 @@ def arima_matrices(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, F
 
     The library's state after its last tick, moved on by one: ``x = T a``, ``C = T P T' + V``.
     """
+    _needed()
     from statsforecast.models import AutoARIMA
 
     with warnings.catch_warnings():
@@ -138,6 +142,11 @@ def arima_matrices(y: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, F
     covariance = t @ np.asarray(model["P"], np.float64) @ t.T + v
     slope = float(coefficients.get("drift", 0.0))
     return z, t, v, state, covariance, float(coefficients.get("intercept", 0.0)) + slope, slope
+
+
+def _needed() -> None:
+    if find_spec("statsforecast") is None:
+        raise HostError("the automatic models need statsforecast: pip install 'foreshare[train]'")
 
 
 def _windows(session: Session, cut: int) -> Iterator[tuple[int, FloatArray]]:
