@@ -57,8 +57,8 @@ class QuantileNetwork:
 def multiply(w: Float32Array, x: Float32Array, out: Float32Array) -> None:
     """Fill ``out`` (A, S) with ``w`` (A, B) times ``x`` (B, S), on one core.
 
-    OpenBLAS spreads products of more than ONE_CORE multiplications over threads, and waits for them in a loop: on a host
-    whose CPUs are busy that costs milliseconds. Pieces below that stay where they are.
+    OpenBLAS spreads products of more than ONE_CORE multiplications over threads, and waits for them in a loop: on a
+    host whose CPUs are busy that costs milliseconds. Pieces below that stay where they are.
     """
     width = max(ONE_CORE // w.size, 1)
     for first in range(0, x.shape[1], width):
