@@ -27,7 +27,7 @@ from .latency import percentiles
 
 SIZES = (64, 512)
 LSTM_HIDDEN = 16
-WARM_TICKS = 600
+WARM_TICKS = 520
 """Without a gap, until every series has its history."""
 
 

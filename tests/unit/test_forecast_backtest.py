@@ -223,3 +223,12 @@ def test_the_analyzer_feeds_triage() -> None:
     analyzer.rebind(Host(host.topology, host.vms, host.active, host.batch), np.arange(len(host)))
     world.sense()
     assert np.isfinite(world.mind.request.ask).all()
+
+
+def test_the_bench_has_the_promised_keys(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("foreshare.runtime.bench_forecast.WARM_TICKS", 20)
+    assert main(["bench", "forecast", "--ticks", "10", "--tick-ms", "1", "--json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    assert {"mixture", "lstm-refresh", "network"} <= models.keys()
+    for rows in models.values():
+        assert rows["64"]["p50"] > 0 and rows["512"]["p99"] > 0
