@@ -110,7 +110,7 @@ def test_the_wheel_holds_every_module_and_all_data(tmp_path: Path) -> None:
         f"foreshare/{path.relative_to(ROOT).as_posix()}"
         for folder in settings()["folders"]
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".c", ".toml") or path.name == "py.typed"
+        if path.suffix in (".py", ".c", ".toml", ".npz") or path.name == "py.typed"
     }
     assert names == wanted
     assert {"foreshare/envs/simulator/scenarios/mixed.toml", "foreshare/envs/hal/linux/floor.c"} <= names
