@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # A strict editable install links every file: it has to be made again when one appears.
-SOURCES := $(shell find envs policies runtime training -name '*.py' -o -name '*.toml' -o -name '*.c' | LC_ALL=C sort)
+SOURCES := $(shell find envs policies runtime training -name '*.py' -o -name '*.toml' -o -name '*.c' -o -name '*.npz' | LC_ALL=C sort)
 
 .PHONY: run test lint unit soak test-lab soak-lab clean FORCE
 

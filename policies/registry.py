@@ -26,6 +26,7 @@ from .allocators import (
     TriageKnobs,
     WaterFilling,
 )  # fmt: skip
+from .analyzer import Analyzer, AnalyzerOptions
 from .backlog_forecast import BacklogForecaster, BacklogKnobs
 from .decide import DecideOptions, Mind
 from .errors import InputError
@@ -84,6 +85,10 @@ def _parts(name: str, about: str) -> tuple[Callable[[Host], Forecaster], Callabl
     return forecaster, allocator, about
 
 
+def _foreseen(host: Host) -> Forecaster:
+    return Analyzer(host, AnalyzerOptions(backlog=tuned_knobs("triage")))
+
+
 POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator], str]] = {
     "static": (LastValue, Static, "the whole host in proportion to the reservations, for ever"),
     "equal": (LastValue, Equal, "every pool in equal parts"),
@@ -92,6 +97,11 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
     "forecast": _parts("forecast", "water-filling on an EWMA forecast"),
     "backlog": _parts("backlog", "water-filling of demand and of the backlog to be cleared in time"),
     "triage": _parts("triage", "serves whole whom it helps most where not everybody can be, water-fills the rest"),
+    "triage-mixture": (
+        _foreseen,
+        lambda: Triage(tuned_knobs("triage")),
+        "triage fed by the mixture of forecasts, with its quantiles learnt online",
+    ),
     "parties": _parts("parties", "one unit of one resource of one VM at a time, by slack (PARTIES, ASPLOS'19)"),
     "heracles": _parts("heracles", "the lowest priority lives on what the others can spare (Heracles, ISCA'15)"),
     "smartharvest": _parts("smartharvest", "learns each VM's next peak online, with safeguards (SmartHarvest-like)"),

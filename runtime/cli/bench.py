@@ -38,10 +38,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     simulator.add_argument("--hosts", type=whole(1, 4096), default=64, metavar="H", help="side by side (default 64)")
     simulator.add_argument("--vms", type=whole(1, MAX_VMS), default=16, metavar="N", help="on each (default 16)")
     simulator.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    forecast = what.add_parser("forecast", help="a call of each forecaster, with the real gap between calls")
+    forecast.add_argument(
+        "--ticks", type=whole(10, 10**6), default=300, metavar="N", help="calls of each (default 300)"
+    )
+    forecast.add_argument("--tick-ms", type=number(1, 1000, "ms"), default=10.0, metavar="MS", help="gap (default 10)")
+    forecast.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run the verb."""
+    if args.what == "forecast":
+        from foreshare.runtime.bench_forecast import ForecastBench, bench_forecast
+
+        result = bench_forecast(ForecastBench(ticks=args.ticks, tick_ms=args.tick_ms))
+        sys.stdout.write(json.dumps(result) + "\n" if args.json else _people_forecast(result))
+        return 0
     if args.what == "simulator":
         from foreshare.runtime.bench_simulator import SimulatorBench, bench_simulator
 
@@ -93,6 +105,20 @@ def _people_policy(result: dict[str, Any]) -> str:
     ]
     row = result["jitter_us"]
     lines.append(f"{'jitter':<48}{row['p50']:>9.1f}{row['p99']:>9.1f}{row['p999']:>9.1f}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _people_forecast(result: dict[str, Any]) -> str:
+    lines = [
+        f"{result['resources']} resources, {result['horizons']} horizons, {result['levels']} levels; us a call",
+        f"{'':<14}{'64 VMs p50':>12}{'p99':>9}{'no gap':>9}{'512 VMs p50':>13}{'p99':>9}{'no gap':>9}",
+    ]
+    for name, rows in result["models"].items():
+        few, many = rows["64"], rows["512"]
+        lines.append(
+            f"{name:<14}{few['p50']:>12.1f}{few['p99']:>9.1f}{few['warm_p50']:>9.1f}"
+            f"{many['p50']:>13.1f}{many['p99']:>9.1f}{many['warm_p50']:>9.1f}"
+        )
     return "".join(f"{line}\n" for line in lines)
 
 

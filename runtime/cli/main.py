@@ -20,6 +20,7 @@ _VERBS = {
     "bench": "measure foreshare itself",
     "simulate": "run one simulated scenario and watch it",
     "evaluate": "compare policies on a suite of scenarios",
+    "forecast": "fit forecasters to recordings, judge them, bring public traces in",
     "tune-baseline": "search a policy's knobs on a suite of scenarios",
 }
 DONE, ANSWER_IS_NO, WRONG_INPUT = 0, 1, 2

@@ -29,6 +29,9 @@ COMMANDS = [
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 OURS = [c for c in COMMANDS if c not in MAKE]
 NEEDS_CGROUPS = ("host.toml", "--hal linux")
+FORECAST = [c for c in OURS if "foreshare forecast" in c or "--out simulated" in c]
+"""The first records what the others read."""
+ANYWHERE = [c for c in OURS if not any(n in c for n in NEEDS_CGROUPS) and "trace" not in c and c not in FORECAST]
 
 
 def on_path() -> dict[str, str]:
@@ -74,7 +77,15 @@ def test_the_ten_line_configuration_has_ten_lines() -> None:
     assert len(block[1].strip().splitlines()) == 10
 
 
-@pytest.mark.parametrize("command", [c for c in OURS if not any(n in c for n in NEEDS_CGROUPS) and "trace" not in c])
+def test_forecasting_in_its_order(folder: Path) -> None:
+    assert len(FORECAST) == 3
+    for command in FORECAST:
+        done = run(command, folder)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.stdout.strip(), command
+
+
+@pytest.mark.parametrize("command", ANYWHERE)
 def test_commands_for_any_machine(command: str, folder: Path) -> None:
     done = run(command, folder)
     assert done.returncode == 0, done.stderr

@@ -110,7 +110,7 @@ def test_the_wheel_holds_every_module_and_all_data(tmp_path: Path) -> None:
         f"foreshare/{path.relative_to(ROOT).as_posix()}"
         for folder in settings()["folders"]
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".pyi", ".c", ".h", ".toml") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".c", ".h", ".toml", ".npz") or path.name == "py.typed"
     }
     built = {name for name in names if name.endswith(".abi3.so")}
     assert names - built == wanted

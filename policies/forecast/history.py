@@ -1,0 +1,234 @@
+"""The ring of what was seen: the newest WINDOW ticks of every series, and sums over windows that cost O(1).
+
+A **series** is one VM's demand for one resource. Arrays are (..., S) with S = N * R series of a host, H * N * R of a
+batch, in the order of (H, N, R) flattened; amounts in units, float32 but for running sums.
+
+``HORIZONS`` are what is forecast after tick t: the demand of tick t + 1, in which the decision lands, its mean over
+t + 1 .. t + 5, the 5 ticks that end 50 ms ahead at 10 ms a tick, and over t + 6 .. t + 10, which end 100 ms ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from foreshare.policies.host import BoolArray, FloatArray, IntArray, R
+
+Float32Array = npt.NDArray[np.float32]
+LEVELS = (0.5, 0.9, 0.99)
+Q = len(LEVELS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Horizon:
+    """What is forecast: the mean over ``width`` ticks that end ``ahead`` ticks from now."""
+
+    name: str
+    ahead: int
+    width: int
+
+
+HORIZONS = (Horizon(name="landing", ahead=1, width=1), Horizon(name="50", ahead=5, width=5),
+            Horizon(name="100", ahead=10, width=5))  # fmt: skip
+K = len(HORIZONS)
+AHEAD = max(h.ahead for h in HORIZONS)
+WIDTH = max(h.width for h in HORIZONS)
+WINDOW = 256
+"""Ticks that are kept."""
+MOST = 1e6
+"""Units beyond which a value is no reading: missing."""
+FLOOR = 0.01
+"""Units below which the scale of a series does not fall."""
+GAP_TICKS = 3.0
+"""A sample that comes more than so many ticks after the one before it stands behind a gap: nothing is judged by it."""
+SLOW_TICKS = 500
+"""Memory of the long-run mean."""
+_REBASE = 1 << 16
+
+
+class History:
+    """The ring. ``push`` once a tick; everything else is views and running sums, valid until the next push."""
+
+    def __init__(self, size: int) -> None:
+        """``size``: S, the number of series."""
+        self.size = size
+        self.count = 0
+        """Ticks taken in."""
+        self.newest_row = WINDOW - 1
+        self._y = np.zeros((2 * WINDOW, size), np.float32)
+        self._w = np.zeros((2 * WINDOW, size), np.float32)
+        self.running: FloatArray = np.zeros((3, 2 * WINDOW, size))
+        """(3, 2 WINDOW, S) running sums of demand, of its square, of what waits; the newest at newest_row + WINDOW."""
+        self.seen: IntArray = np.zeros(size, np.int64)
+        """(S,) ticks with a value, until all have SLOW_TICKS and nothing is missing."""
+        self.age: Float32Array = np.zeros(size, np.float32)
+        """(S,) ticks since the latest value."""
+        self.clean: IntArray = np.zeros(size, np.int64)
+        """(S,) ticks since the latest missing value or gap."""
+        self.loose: IntArray = np.full(size, WINDOW, np.int64)
+        """(S,) ticks since the latest censored value; 0 if it is the newest."""
+        self._now: FloatArray = np.zeros((3, size))
+        self._step: FloatArray = np.zeros(size)
+        self.whole = False
+        """Nothing is missing and nobody is new."""
+        self.slow: FloatArray = np.zeros(size)
+        """(S,) long-run mean."""
+        self.scale: Float32Array = np.full(size, FLOOR, np.float32)
+        """(S,) what values are divided by: half the mean of 20 ticks, half the long-run one, at least FLOOR."""
+
+    def push(
+        self,
+        demand: FloatArray | Float32Array,
+        waiting: FloatArray | Float32Array,
+        censored: BoolArray,
+        *,
+        gap: bool = False,
+    ) -> None:
+        """Take in one tick of all series, each array (S,).
+
+        ``demand``: NaN where unknown; ``waiting``: the part of it that waited; ``censored``: demand was at least this;
+        ``gap``: time was lost before this tick, or the clock jumped.
+        """
+        before = self.newest_row
+        self.newest_row = at = (before + 1) % WINDOW
+        self.count += 1
+        now = self._now
+        if self.whole and demand.min() >= 0.0 and demand.max() <= MOST:  # not where one is NaN
+            now[0] = demand
+            known = None
+        else:
+            known = self._holes(demand, before)
+        np.fmax(waiting, 0.0, out=now[2])
+        np.minimum(now[2], MOST, out=now[2])
+        if known is not None and not known.all():
+            now[2, ~known] = self._w[before, ~known]
+        self.clean += 1
+        if known is not None:
+            self.clean[~known] = 0
+        if gap:
+            self.clean[:] = 0
+        self.loose += 1
+        if censored.any():
+            np.copyto(self.loose, 0, where=censored)
+        np.multiply(now[0], now[0], out=now[1])
+        sums = self.running
+        if self.count % _REBASE == 0:  # running sums lose digits as they grow
+            sums -= sums[:, before + 1 : before + 2].copy()
+        np.add(sums[:, before], now, out=sums[:, at])
+        sums[:, at + WINDOW] = sums[:, at]
+        self._y[at] = self._y[at + WINDOW] = now[0]
+        self._w[at] = self._w[at + WINDOW] = now[2]
+        if known is not None:
+            fresh = known & (self.seen == 0)
+            self.seen += known
+            if fresh.any():
+                self._begin(fresh)
+        self._level(known)
+
+    def _holes(self, demand: FloatArray | Float32Array, before: int) -> BoolArray:
+        """Take in demand (S,) with values missing, or of series that are new; return which are known."""
+        known = (demand >= 0.0) & (demand <= MOST)
+        self._now[0] = np.where(known, demand, self._y[before])  # a hole is bridged by the value before it
+        self.age += 1.0
+        np.copyto(self.age, 0.0, where=known)
+        self.whole = bool(known.all() and (self.seen >= SLOW_TICKS).all())
+        return known
+
+    def _begin(self, fresh: BoolArray) -> None:
+        """Give series their first value as their whole past."""
+        first = self._now[0, fresh]
+        self._y[:, fresh] = first
+        self._w[:, fresh] = 0.0
+        tick = np.empty(2 * WINDOW)
+        order = (self.newest_row + 1 + np.arange(WINDOW)) % WINDOW
+        tick[order] = tick[order + WINDOW] = np.arange(WINDOW)
+        self.running[0][:, fresh] = tick[:, None] * first
+        self.running[1][:, fresh] = tick[:, None] * first**2
+        self.running[2][:, fresh] = 0.0
+        self.slow[fresh] = first
+        self.clean[fresh] = 0
+
+    def _level(self, known: BoolArray | None) -> None:
+        step = self._step
+        np.subtract(self._now[0], self.slow, out=step)
+        if known is None:
+            step *= 1.0 / SLOW_TICKS
+        else:
+            step *= 1.0 / np.minimum(np.maximum(self.seen, 1), SLOW_TICKS)
+            step *= known
+        self.slow += step
+        end = self.newest_row + WINDOW
+        np.subtract(self.running[0, end], self.running[0, end - 20], out=step)
+        step *= 1.0 / 20.0
+        step += self.slow
+        step *= 0.5
+        np.maximum(step, FLOOR, out=step)
+        self.scale[:] = step
+
+    @property
+    def newest(self) -> Float32Array:
+        """(S,) the newest values, holes bridged. A view."""
+        out: Float32Array = self._y[self.newest_row]
+        return out
+
+    def demand(self, ticks: int) -> Float32Array:
+        """Return (ticks, S) the newest values, oldest first, ``ticks`` at most WINDOW. A view."""
+        end = self.newest_row + WINDOW + 1
+        return self._y[end - ticks : end]
+
+    def waiting(self, ticks: int) -> Float32Array:
+        """Return (ticks, S) what waited, oldest first. A view."""
+        end = self.newest_row + WINDOW + 1
+        return self._w[end - ticks : end]
+
+    def mean(self, first: int, past: int) -> FloatArray:
+        """Return (S,) the mean over lags ``first`` .. ``past`` - 1; lag 0 is the newest; ``past`` below WINDOW."""
+        end = self.newest_row + WINDOW
+        out: FloatArray = self.running[0, end - first] - self.running[0, end - past]
+        out *= 1.0 / (past - first)
+        return out
+
+    def sums(self, which: int, lags: IntArray) -> FloatArray:
+        """Return (len(lags), S) the running sums of demand (0), its square (1), what waits (2), up to each lag."""
+        return np.asarray(self.running[which].take(self.newest_row + WINDOW - lags, axis=0))
+
+    def truth(self, out: Float32Array) -> None:
+        """Fill ``out`` (K, S) with what each horizon's forecast that ends now was about."""
+        out[0] = self.newest
+        np.add.reduce(self.demand(WIDTH), axis=0, out=out[1])
+        out[1] *= 1.0 / WIDTH
+        out[2] = out[1]
+
+    def judged(self, horizon: Horizon) -> BoolArray:
+        """Return (S,) whether the forecast that ends now can be judged: nothing was missing since it was made."""
+        return np.asarray(self.clean > horizon.ahead)
+
+    def lower_bound(self, horizon: Horizon) -> BoolArray:
+        """Return (S,) whether what that forecast was about is known only from below: a tick of it was censored."""
+        return np.asarray(self.loose < horizon.width)
+
+    def rebind(self, rows: IntArray, batch: tuple[int, ...]) -> History:
+        """Return the history of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
+        fresh = History(int(np.prod(batch, dtype=np.int64)) * len(rows) * R)
+        fresh.count, fresh.newest_row = self.count, self.newest_row
+        for name in ("_y", "_w", "running", "seen", "age", "clean", "loose", "slow", "scale"):
+            setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
+        return fresh
+
+
+Kind = TypeVar("Kind", bound=np.generic)
+
+
+def carry_series(
+    old: npt.NDArray[Kind], rows: IntArray, fresh: npt.NDArray[Kind], batch: tuple[int, ...]
+) -> npt.NDArray[Kind]:
+    """Return ``fresh`` (..., S) with the series of the VMs that ``rows`` (N,) names taken from ``old``; -1: new."""
+    out = fresh.copy()
+    lead = fresh.shape[:-1]
+    known = rows >= 0
+    before = old.reshape(*lead, *batch, -1, R)
+    np.moveaxis(out.reshape(*lead, *batch, len(rows), R), -2, 0)[known] = np.moveaxis(before, -2, 0)[rows[known]]
+    return out

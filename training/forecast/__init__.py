@@ -1,0 +1,1 @@
+"""Fitting forecasters to recorded telemetry, and judging them by rolling origin."""

@@ -1,0 +1,60 @@
+"""A backtest as the one object that ``foreshare forecast backtest --json`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from foreshare.policies.forecast.history import HORIZONS, LEVELS
+from foreshare.policies.host import RESOURCES
+
+from .backtest import REFERENCES, Backtest
+from .scores import gain
+
+_KEYS = ("q50", "q90", "q99")
+LONG_TICKS = 20_000
+"""Coverage of a VM alone is shown where it has so many uncensored ticks."""
+
+
+def summarise(done: Backtest) -> dict[str, Any]:
+    """Return scores by model and horizon: means over series, coverage over ticks, and what the mixture gains."""
+    names = done.options.models
+    out: dict[str, Any] = {
+        "models": {name: {h.name: _row(done, name, k) for k, h in enumerate(HORIZONS)} for name in names},
+        "series": len(done.series),
+        "programs": int(done.programs.max()) + 1,
+        "sessions": len({s.session for s in done.series}),
+        "resources": sorted({RESOURCES[s.resource] for s in done.series}, key=RESOURCES.index),
+        "censored_share": round(float(np.mean([s.censored_share for s in done.series])), 6),
+    }
+    for name in names:
+        out["models"][name]["call_us"] = round(float(np.mean(done.call_us[name])), 1)
+    references = [name for name in names if name in REFERENCES]
+    if "mixture" in names and references:
+        out["gain"] = {h.name: _gains(done, k, references) for k, h in enumerate(HORIZONS)}
+    return out
+
+
+def _row(done: Backtest, name: str, k: int) -> dict[str, Any]:
+    mase, pinball, covered, uncensored = done.table(name, k)
+    sure = uncensored > 0
+    weight = uncensored[sure] / max(uncensored.sum(), 1)
+    row: dict[str, Any] = {"mase": round(float(mase.mean()), 5)}
+    row |= {f"pinball_{key}": round(float(pinball[:, q].mean()), 5) for q, key in enumerate(_KEYS)}
+    row |= {f"coverage_{key}": round(float((covered[sure, q] * weight).sum()), 5) for q, key in enumerate(_KEYS)}
+    long = uncensored >= LONG_TICKS
+    if long.any():
+        row["coverage_q90_worst"] = round(float(np.abs(covered[long, 1] - LEVELS[1]).max()), 5)
+    return row
+
+
+def _gains(done: Backtest, k: int, references: list[str]) -> dict[str, Any]:
+    """Return by level how far the mixture's loss lies below that of the best reference, with its interval."""
+    rows: dict[str, Any] = {}
+    for q, key in enumerate(_KEYS):
+        losses = {name: done.table(name, k)[1][:, q] for name in (*references, "mixture")}
+        best = min(references, key=lambda name: float(losses[name].mean()))
+        share, low, high = gain(losses["mixture"], losses[best], done.programs)
+        rows[key] = {"best": best, "share": round(share, 4), "low": round(low, 4), "high": round(high, 4)}
+    return rows
