@@ -125,7 +125,7 @@ def test_normalised_rewards_are_over_the_zero_actions_lateness() -> None:
         total += reward
         late += info["late"]
     mean = late / 60
-    assert mean.min() > 0.02
+    assert mean.max() > 0.1  # late enough to be about something
     assert total / 60 == pytest.approx(-mean / (mean + 0.01), rel=1e-6)
 
 
