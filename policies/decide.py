@@ -187,7 +187,8 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
         mind.assessor.score(reading)
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading, mind.options.headroom, mind.request)
-    mind.trust.entitle(mind.request, reading.present)
+    if not mind.forecast.exact:
+        mind.trust.entitle(mind.request, reading.present)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
         mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
     if mind.pinned.any():

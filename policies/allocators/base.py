@@ -68,8 +68,9 @@ def make_request(forecast: Forecast, host: Host, reading: Reading, headroom: flo
     np.multiply(forecast.upper, headroom, out=into.ask)
     into.ask += forecast.clearing
     np.clip(into.ask, host.floor, host.cap, out=into.ask)
-    unsure = any_of((reading.quality & _IN_DOUBT) != 0) | forecast.unsure
-    np.maximum(into.ask, host.reservation, out=into.ask, where=unsure[..., None])
+    if not forecast.exact:
+        unsure = any_of((reading.quality & _IN_DOUBT) != 0) | forecast.unsure
+        np.maximum(into.ask, host.reservation, out=into.ask, where=unsure[..., None])
     np.clip(forecast.mean, host.floor, host.cap, out=into.need)
     into.usage[:] = forecast.usage
     into.backlog[:] = forecast.backlog

@@ -38,6 +38,9 @@ class Forecast:
     unsure: BoolArray = field(default_factory=lambda: np.zeros(0, bool))
     """(N,) more may be wanted than can be seen: an upper end is none then. False from forecasters that do not tell."""
 
+    exact: bool = False
+    """The forecaster knows (oracles): what a reading leaves in doubt casts none on what it says."""
+
     def __post_init__(self) -> None:
         size = self.mean.shape
         for name in ("clearing", "usage", "backlog"):

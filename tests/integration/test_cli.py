@@ -361,7 +361,7 @@ def test_a_run_that_is_cut_short_is_compared_over_what_there_was() -> None:
     run.send_signal(signal.SIGINT)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0 and err == ""
-    assert "static" in out and "forecast" in out
+    assert "static" in out and "triage" in out
 
 
 def test_help_answers_at_once() -> None:

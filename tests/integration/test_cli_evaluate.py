@@ -138,7 +138,7 @@ def test_evaluate_refuses_in_one_line(wrong: tuple[str, str]) -> None:
 
 def test_evaluate_interrupted_keeps_what_is_done(tmp_path: Path) -> None:
     path = tmp_path / "long.toml"
-    path.write_text(SUITE.replace("ticks = 40\nwarm", "ticks = 1200\nwarm", 1))
+    path.write_text(SUITE.replace("ticks = 40\nwarm", "ticks = 6000\nwarm", 1))
     cache = tmp_path / "cache"
     with subprocess.Popen(
         [*COMMAND, "evaluate", "--suite", str(path), "--seeds", "3", "--cache", str(cache), "--jobs", "2", "--json"],
@@ -172,7 +172,7 @@ def of_this_test(mark: str) -> list[str]:
 
 def test_evaluate_killed_leaves_no_process_behind(tmp_path: Path) -> None:
     path, cache = tmp_path / "long.toml", tmp_path / "cache"
-    path.write_text(SUITE.replace("ticks = 40\nwarm", "ticks = 1200\nwarm", 1))
+    path.write_text(SUITE.replace("ticks = 40\nwarm", "ticks = 6000\nwarm", 1))
     mark = f"FORESHARE_TEST_MARK={uuid.uuid4()}"
     with subprocess.Popen(
         [*COMMAND, "evaluate", "--suite", str(path), "--cache", str(cache), "--jobs", "2", "--json"],

@@ -161,7 +161,7 @@ def test_mixed_under_throttling_it_halves_the_error_of_usage() -> None:
         guess = ((e.demand + e.backlog)[:, columns] / sim.model.capacity[columns]).sum(axis=1)
         used = (seen.usage[:, columns] / sim.model.capacity[columns]).sum(axis=1)
         errors.append(np.stack([np.abs(guess - wanted), np.abs(used - wanted), wanted], axis=1)[throttled])
-        sure = throttled & e._sure
+        sure = throttled & e.sure
         exact.append(np.abs(guess - wanted)[sure] / wanted[sure])
 
     scenario = replace(load_scenario("mixed"), load=0.65)

@@ -223,7 +223,8 @@ def test_rebinding_keeps_history_by_uuid(name: str) -> None:
     for _ in range(20):
         usage = rng.uniform(0, 30, (5, 4))
         turned, straight = decide_tick(mind, reading_of(usage[order])), decide_tick(twin, reading_of(usage))
-        assert (turned.forecast.mean == straight.forecast.mean[order]).all()
+        # Matrix products round by where a row stands.
+        assert turned.forecast.mean == pytest.approx(straight.forecast.mean[order], rel=1e-6)
         assert (turned.placement.units == straight.placement.units[order]).all()
         assert (turned.placement.cpus == straight.placement.cpus[order]).all()
         assert (turned.placement.ways == straight.placement.ways[order]).all()

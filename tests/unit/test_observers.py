@@ -19,7 +19,7 @@ from foreshare.policies.decide import Decision
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.host import Host, Placement
 from foreshare.policies.reading import Quality, Reading
-from foreshare.policies.registry import make_mind
+from foreshare.policies.registry import DEFAULT, make_mind
 from foreshare.runtime import observers, session
 from foreshare.runtime.config import load_config
 from foreshare.runtime.config.schema import MigrateConfig
@@ -345,7 +345,7 @@ def test_the_configured_time_reaches_the_meter(tmp_path: Path, monkeypatch: pyte
         seen.append(loop.meter.migrate_after_ns)
         return []
 
-    choice = session.HalChoice(hal="linux", config=load_config(file, policies=frozenset({"forecast"})))
+    choice = session.HalChoice(hal="linux", config=load_config(file, policies=frozenset({DEFAULT})))
     outcome = session.Session(choice=choice, policy="forecast", ticks=140, watchers=watch).run()
     assert seen == [1_250_000_000]
     asked = [e for e in outcome.log.events if e.kind == "migrate"]

@@ -203,6 +203,7 @@ class TrueDemand:
         self._oracle.follow()
         want = self._oracle.wanted()
         into.mean[:] = into.upper[:] = want
+        into.exact = True
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """See :class:`~foreshare.policies.forecast.Forecaster`."""
