@@ -24,7 +24,7 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not lab and not soak" --cov --cov-report=term:skip-covered
 
 # Inside small guests with a kernel of their own, one for each file (monitoring ids run out); see tests/lab/README.md.
-test-lab: LAB = $(wildcard tests/lab/test_*.py)
+test-lab: LAB = $(filter-out %_soak.py,$(wildcard tests/lab/test_*.py))
 soak-lab: LAB = $(wildcard tests/lab/test_*_soak.py)
 soak-lab: export FORESHARE_LAB_TICKS ?= 2000
 test-lab soak-lab: $(VENV)/.dev
