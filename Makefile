@@ -24,13 +24,17 @@ unit: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "not lab and not soak" --cov --cov-report=term:skip-covered
 
 # Inside small guests with a kernel of their own, one for each file (monitoring ids run out); see tests/lab/README.md.
+# 125: the guest itself ended early, as one without KVM may on a busy machine. That says nothing about us: once more.
 test-lab: LAB = $(filter-out %_soak.py,$(wildcard tests/lab/test_*.py))
 soak-lab: LAB = $(wildcard tests/lab/test_*_soak.py)
 soak-lab: export FORESHARE_LAB_TICKS ?= 2000
 test-lab soak-lab: $(VENV)/.dev
 	for file in $(LAB); do for vendor in intel amd; do \
-	  echo "$$vendor $$file"; \
-	  tests/lab/run --vendor $$vendor --seconds 3000 -- $(BIN)/python -m pytest -p no:cacheprovider --no-header -q $$file || exit 1; \
+	  for attempt in 1 2; do \
+	    echo "$$vendor $$file"; \
+	    tests/lab/run --vendor $$vendor --seconds 1200 -- $(BIN)/python -m pytest -p no:cacheprovider --no-header -q $$file; \
+	    status=$$?; [ $$status = 125 ] || break; \
+	  done; [ $$status = 0 ] || exit 1; \
 	done; done
 
 soak: $(VENV)/.dev
