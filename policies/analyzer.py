@@ -68,31 +68,46 @@ class Analyzer:
     def _bind(self, host: Host) -> None:
         self._shape, self._reserved = host.shape, host.reservation[:, CACHE].astype(np.float64)
         self._start = at_reservation(host)
-        self.quantiles: Float32Array = np.zeros((K, Q, self.history.size), np.float32)
-        """(K, Q, S) units, of :data:`~.forecast.history.HORIZONS` at :data:`~.forecast.history.LEVELS`."""
+        self._quantiles: Float32Array = np.zeros((K, Q, self.history.size), np.float32)
+        # Series stand in the order of their VMs' ranks: products round, and turns are taken, by where a series stands,
+        # and an answer must not depend on the order of the rows.
+        place = np.arange(self.history.size).reshape(host.shape)
+        self._by_rank = np.argsort(host.vms.rank)
+        self._series: IntArray = place.take(self._by_rank, axis=-2).ravel()
+        self._back: IntArray = np.argsort(self._series)
+
+    @property
+    def quantiles(self) -> Float32Array:
+        """(K, Q, S) units, of :data:`~.forecast.history.HORIZONS` at :data:`~.forecast.history.LEVELS`; a copy.
+
+        Series stand as the entries of an (..., N, R) array do.
+        """
+        return self._quantiles[..., self._back]
 
     @property
     def bad(self) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
         """(..., N, R) whose forecast has gone bad: the last value plus a margin stands in for it."""
-        return self.quality.bad.reshape(self._shape)
+        return self.quality.bad[self._back].reshape(self._shape)
 
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`~.forecast.base.Forecaster`."""
         k, e, h = self.options.backlog, self.estimator, self.history
         e.update(reading)
+        if not h.size:
+            return
         limited = (reading.quality & np.uint8(Quality.CENSORED)) != 0
-        h.push(
-            e.demand.ravel(), e.backlog.ravel(), (limited & (e.backlog <= 0.0)).ravel(), gap=self._late(reading.dt_ns)
-        )
-        self.mixture.step(h, self.quantiles)
-        self.quality.update(h, self.mixture.truth[1], self.quantiles)
-        landing = self.quantiles[0]
-        into.mean[:] = landing[0].reshape(self._shape)
-        into.upper[:] = landing[1].reshape(self._shape)
+        censored = limited & (e.backlog <= 0.0)
+        at = self._series
+        h.push(e.demand.ravel()[at], e.backlog.ravel()[at], censored.ravel()[at], gap=self._late(reading.dt_ns))
+        self.mixture.step(h, self._quantiles)
+        self.quality.update(h, self.mixture.truth[1], self._quantiles)
+        landing = self._quantiles[0]
+        into.mean[:] = landing[0][self._back].reshape(self._shape)
+        into.upper[:] = landing[1][self._back].reshape(self._shape)
         into.upper -= into.mean
         into.upper *= self.options.reach
         into.upper += into.mean
-        unknown = (h.seen == 0).reshape(self._shape)
+        unknown = (h.seen == 0)[self._back].reshape(self._shape)
         if unknown.any():
             np.copyto(into.mean, self._start, where=unknown)
             np.copyto(into.upper, self._start, where=unknown)
@@ -120,9 +135,13 @@ class Analyzer:
     def rebind(self, host: Host, rows: IntArray) -> None:
         """See :class:`~.forecast.base.Forecaster`."""
         self.estimator.rebind(host, rows)
-        self.history = self.history.rebind(rows, host.batch)
+        was = np.argsort(self._by_rank)  # where each former row's series stood
+        former = rows[np.argsort(host.vms.rank)]
+        stood = np.full(len(former), -1, np.int64)
+        stood[former >= 0] = was[former[former >= 0]]
+        self.history = self.history.rebind(stood, host.batch)
         size = self.history.size
-        self.mixture = self.mixture.rebind(rows, host.batch, size)
-        self.quality = self.quality.rebind(rows, host.batch, size)
+        self.mixture = self.mixture.rebind(stood, host.batch, size)
+        self.quality = self.quality.rebind(stood, host.batch, size)
         self._ways = carry(self._ways, rows, at_reservation(host)[..., CACHE].copy(), axis=-1)
         self._bind(host)

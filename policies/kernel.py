@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -33,6 +34,9 @@ compiled = load("foreshare.policies._kernel")
 """The module of C functions, or None. Looked up at every call, so that tests can take it away."""
 
 
+_packed: WeakKeyDictionary[Host, IntArray] = WeakKeyDictionary()
+
+
 def kind() -> str:
     """Return what the inner loops are here: "compiled" or "numpy"."""
     return "compiled" if compiled is not None else "numpy"
@@ -44,7 +48,18 @@ def hosts_in(host: Host) -> int:
 
 
 def tables(host: Host) -> IntArray:
-    """Return the bounds of a host as one array, in the order that compiled/module.c reads them."""
+    """Return the bounds of a host as one array, in the order that compiled/module.c reads them; not to be written to.
+
+    Half a dozen parts of a mind ask for those of the same host: they are packed once.
+    """
+    found = _packed.get(host)
+    if found is None:
+        found = _packed[host] = _pack(host)
+        found.setflags(write=False)
+    return found
+
+
+def _pack(host: Host) -> IntArray:
     n, v, t = len(host), host.vms, host.topology
     pools: list[IntArray] = []
     pool_of = np.zeros((n, R), np.int64)

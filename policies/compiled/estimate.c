@@ -6,9 +6,6 @@
 enum { CENSORED = 4 }; /* policies/reading.py: Quality */
 static const double TINY = 1e-9;
 
-static double larger(double a, double b) { return a > b ? a : b; }
-static double smaller(double a, double b) { return a < b ? a : b; }
-
 /* Estimator.update() for one VM. */
 static void estimate_vm(const tables_t *t, const double *scale, const estimate_options_t *o, const reading_t *in,
                         estimate_t *e, int64_t i) {

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { CPU, CACHE, MEMORY, IO, R };
+#include "numbers.h"
 
 /* VMs that draw one resource from the same pool. */
 typedef struct {

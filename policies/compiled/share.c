@@ -6,9 +6,6 @@
 
 static const double ROUNDING = 1e-9;
 
-static double larger(double a, double b) { return a > b ? a : b; }
-static double smaller(double a, double b) { return a < b ? a : b; }
-
 /* Bring ``rows`` into the order of their keys, ascending; equal keys stay as they stand. */
 void sort_rows(const double *key, int64_t *rows, int64_t count, int64_t *merge) {
     if (count <= 24) {

@@ -176,7 +176,7 @@ def test_the_simulated_hosts_agree_tick_by_tick(scenario: Scenario) -> None:
 @pytest.mark.parametrize("bad", ["short", "type", "strided", "rows"])
 def test_arrays_that_do_not_fit_are_refused(bad: str) -> None:
     host = draw_host()
-    packed, ask, out = kernel.tables(host), np.ones(host.shape), np.zeros(host.shape, np.int64)
+    packed, ask, out = kernel.tables(host).copy(), np.ones(host.shape), np.zeros(host.shape, np.int64)
     if bad == "short":
         ask = ask[:-1]
     elif bad == "type":

@@ -5,12 +5,10 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { CPU, CACHE, MEMORY, IO, R };
+#include "numbers.h"
+
 static const double TRICKLE_UNITS = 0.05, NO_NEED = 1e-12, TRICKLE_RATE = 1e-9, LEAST = 1e-300;
 static const double OCCUPANCY_SHARE = 0.25, AT_LIMIT = 0.98;
-
-static double larger(double a, double b) { return a > b ? a : b; }
-static double smaller(double a, double b) { return a < b ? a : b; }
 
 /* What is the same for all hosts; (N,), (N, R) or single values. */
 typedef struct {
