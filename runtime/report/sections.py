@@ -103,6 +103,15 @@ def _unmet_pct(run: Run, resource: Resource) -> tuple[Floats, Floats]:
     return figures.bucketed(run.t_s, 150, np.nanmean), figures.bucketed(share, 150, np.nanmean)
 
 
+def together(run: Run, resource: Resource) -> tuple[Floats, Floats]:
+    """Return demand and allocation (T,) of all VMs; of ways those of VMs that hold some, as in :attr:`Run.short`."""
+    demand, allocation = run.demand[..., resource].astype(float), run.allocation[..., resource]
+    blank = np.isnan(demand).all(axis=1)
+    if resource == Resource.CACHE:
+        demand = np.where(allocation > 0, demand, 0.0)
+    return np.where(blank, np.nan, np.nansum(demand, axis=1)), np.nansum(allocation, axis=1)
+
+
 def host(run: Run, base: Run | None) -> str:
     """Return demand against allocation of all VMs together, and the demand that was not granted."""
     if not run.n or not len(run.t_s):
@@ -110,13 +119,13 @@ def host(run: Run, base: Run | None) -> str:
     wholes, lacks = [], []
     for r in run.movable:
         word = r.name.lower()
-        demand, allocation = np.nansum(run.demand[..., r], axis=1), np.nansum(run.allocation[..., r], axis=1)
-        blank = np.isnan(run.demand[..., r]).all(axis=1)
+        demand, allocation = together(run, r)
         svg = figures.amounts(
-            f"host-{word}", run.t_s, np.where(blank, np.nan, demand), allocation, unit=run.unit(r), cap_name="capacity",
+            f"host-{word}", run.t_s, demand, allocation, unit=run.unit(r), cap_name="capacity",
             cap=run.capacity(r), label=f"{word}: demand and allocation of all VMs over time", size=figures.BROAD,
         )  # fmt: skip
-        wholes.append(figure(svg, f"<b>{word}</b>, one unit: {esc(run.unit(r), 40)}"))
+        whose = "; VMs with ways of their own: the others fill the rest" if r == Resource.CACHE else ""
+        wholes.append(figure(svg, f"<b>{word}</b>, one unit: {esc(run.unit(r), 40)}{whose}"))
         curves = [(*_unmet_pct(run, r), figures.ALLOC, 1.2)]
         if base is not None:
             curves.insert(0, (*_unmet_pct(base, r), figures.MARK, 1.0))

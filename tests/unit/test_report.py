@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreshare.policies.errors import HostError, InputError
-from foreshare.policies.host import R
+from foreshare.policies.host import R, Resource
 from foreshare.runtime import report
 from foreshare.runtime.report import figures, html
 from foreshare.runtime.report.page import PALETTE
 from foreshare.runtime.report.run import Run, vm_colours, vms_of_interest
+from foreshare.runtime.report.sections import together
 from foreshare.runtime.runlog import NOBODY, SEVERAL, STAGES, Event, RunLog
 
 VOID = {"meta", "input", "br", "img", "use", "path", "rect", "image", "line", "circle"}
@@ -232,6 +233,10 @@ def test_a_vm_in_the_shared_cache_class_is_not_short_of_cache():
     short = Run.of(log).short
     assert not short[:, 0].any()
     assert short[:, 1, 1].all()
+    demand, allocation = together(Run.of(log), Resource.CACHE)  # nor does the chart of the host say so
+    owners = log.series["allocation"][..., 1] > 0
+    np.testing.assert_allclose(demand, (log.series["demand"][..., 1] * owners).sum(axis=1))
+    assert (demand < log.series["demand"][..., 1].sum(axis=1)).all() and (allocation > 0).all()
 
 
 def test_the_baseline_is_matched_by_uuid_not_by_row():
