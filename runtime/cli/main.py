@@ -22,6 +22,8 @@ _VERBS = {
     "evaluate": "compare policies on a suite of scenarios",
     "forecast": "fit forecasters to recordings, judge them, bring public traces in",
     "tune-baseline": "search a policy's knobs on a suite of scenarios",
+    "train": "learn a policy on Ray, tracked in MLflow",
+    "tune": "search a training's settings with Ray Tune",
 }
 DONE, ANSWER_IS_NO, WRONG_INPUT = 0, 1, 2
 

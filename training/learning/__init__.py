@@ -1,0 +1,1 @@
+"""Learning on Ray: what is learnt, by which learner, judged how, tracked where."""

@@ -1,0 +1,106 @@
+"""Many networks of one shape side by side, each on a host of its own, and how late their requests are.
+
+The members of a population meet the same arrivals: hosts of one block with the same seed (common random numbers), so
+that what differs between two of them is their weights' doing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from foreshare.envs.simulator.lateness import violation_pct
+from foreshare.envs.simulator.scenario import Scenario
+from foreshare.envs.world import SimulatedWorld
+from foreshare.policies.errors import InputError
+from foreshare.policies.host import FloatArray
+from foreshare.policies.learned import Network
+from foreshare.policies.learned.weights import NAMES
+from foreshare.training.tune_baseline import SCORE_POINTS
+
+from .scenes import open_agents
+
+Float32Array = npt.NDArray[np.float32]
+Arrays = Mapping[str, Float32Array]
+
+
+class Members:
+    """P networks; ``changed`` (P, ...) arrays by name are their own, all others those of ``network``."""
+
+    def __init__(self, network: Network, changed: Arrays) -> None:
+        sizes = {len(a) for a in changed.values()}
+        if len(sizes) > 1:
+            raise InputError("members must all have the same arrays of their own")
+        self.count = sizes.pop() if sizes else 1
+        self.widths = network.widths
+        self._arrays = {name: changed.get(name, network.arrays[name][None]) for name in NAMES}
+        self.actions = len(network.arrays["out_b"])
+        """A, how many numbers an action of a VM has."""
+        self._outputs = bool(self._arrays["out_w"].any())
+
+    def forward(self, vms: Float32Array, mask: Float32Array, host: Float32Array) -> Float32Array:
+        """Return actions (P, N, A), 0 under a mask of 0; ``vms`` (P, N, F), ``mask`` (P, N), ``host`` (P, G)."""
+        a, (e, c, _) = self._arrays, self.widths
+        x = (vms - a["vm_mean"][:, None]) * a["vm_scale"][:, None]
+        out = x @ a["lin_w"] + a["out_b"][:, None]
+        there = (mask > 0)[..., None]
+        if self._outputs:
+            h = np.tanh(x @ a["enc_w"] + a["enc_b"][:, None])
+            seen = (host - a["host_mean"]) * a["host_scale"]
+            if e:
+                count = there.sum(axis=-2)
+                mean = np.where(there, h, 0.0).sum(axis=-2) / np.maximum(count, 1)
+                most = np.where(count > 0, np.where(there, h, -1.0).max(axis=-2, initial=-1.0), 0.0)
+                seen = np.concatenate([mean, most, seen], axis=-1)
+            z = h @ a["head_w"][:, :e] + a["head_b"][:, None]
+            if c:
+                context = np.tanh((seen[:, None] @ a["ctx_w"]) + a["ctx_b"][:, None])
+                z = z + context @ a["head_w"][:, e:]
+            out = out + np.tanh(z) @ a["out_w"]
+        return np.asarray(np.where(there, np.tanh(out), 0.0), np.float32)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Match:
+    """What members meet: one scenario, one seed."""
+
+    scenario: Scenario
+    seed: int
+    ticks: int
+    warm_ticks: int
+    base: str
+
+    @property
+    def steps(self) -> int:
+        """Simulator steps of one member."""
+        return (self.ticks + self.warm_ticks) * len(self.scenario.vm)
+
+
+def late_of_members(match: Match, members: Members) -> FloatArray:
+    """Return V in percent, (P + 1,): of the base policy, uncorrected, then of each member, on the same arrivals."""
+    p = members.count
+    agent = open_agents(match.scenario, [match.seed] * (p + 1), p + 1, match.base)
+    world = agent.world
+    if not isinstance(world, SimulatedWorld):
+        raise InputError("members meet on simulated hosts")
+    meter = world.simulator.lateness
+    parts = agent.begin()
+    action = np.zeros((p + 1, len(match.scenario.vm), members.actions), np.float32)
+    late, arrived = meter.late_total.copy(), meter.arrived_total.copy()
+    for t in range(match.warm_ticks + match.ticks):
+        if t == match.warm_ticks:
+            late, arrived = meter.late_total.copy(), meter.arrived_total.copy()
+        action[1:] = members.forward(parts["vms"][1:], parts["mask"][1:], parts["host"][1:])
+        parts = agent.step(action)[0]
+    return violation_pct(meter.late_total - late, meter.arrived_total - arrived, world.simulator.weight)
+
+
+def relative(late: Sequence[FloatArray]) -> FloatArray:
+    """Return the (P,) mean scores of what :func:`late_of_members` returned for each match; 1 is the base's, less better.
+
+    As training/tune_baseline.py has it: SCORE_POINTS on both, so that mild load does not outweigh overload.
+    """
+    return np.mean([(v[1:] + SCORE_POINTS) / (v[0] + SCORE_POINTS) for v in late], axis=0)
