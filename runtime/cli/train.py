@@ -76,9 +76,9 @@ def execute(args: argparse.Namespace) -> int:
         return 0
     loads = result["evaluation"].get("loads", {})
     sys.stdout.write(
-        f"{result['learner']}, {result['iterations']} iterations, {result['simulator_steps'] / 1e6:.1f} M simulator steps in"
-        f" {result['seconds'] / 60:.1f} min, ended: {result['finished']}\n"
-        f"best score {result['best_score']:.4f} after iteration {result['best_iteration']} (1: {config.base}; less is better)\n"
+        f"{result['learner']}, {result['iterations']} iterations, {result['simulator_steps'] / 1e6:.1f} M simulator"
+        f" steps in {result['seconds'] / 60:.1f} min, ended: {result['finished']}\n"
+        f"best score {result['best_score']:.4f} after iteration {result['best_iteration']} (1: {config.base})\n"
     )
     for load_name, v in loads.items():
         sys.stdout.write(

@@ -6,7 +6,7 @@ A key that does not exist, or a value that cannot be, is refused with its name. 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -194,12 +194,12 @@ class TrainConfig:
     """File of a network to begin with (npz)."""
     base: str = "triage"
     """The policy that is corrected, and measured against."""
-    scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    ppo: PpoConfig = field(default_factory=PpoConfig)
-    es: EsConfig = field(default_factory=EsConfig)
-    validate: ValidateConfig = field(default_factory=ValidateConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
+    scenes: ScenesConfig = ScenesConfig()
+    network: NetworkConfig = NetworkConfig()
+    ppo: PpoConfig = PpoConfig()
+    es: EsConfig = EsConfig()
+    validate: ValidateConfig = ValidateConfig()
+    search: SearchConfig = SearchConfig()
 
 
 def load_config(name: str) -> TrainConfig:
@@ -219,7 +219,8 @@ def load_config(name: str) -> TrainConfig:
 
 def as_table(config: TrainConfig) -> dict[str, Any]:
     """Return the configuration as JSON values, enumerations by name: :func:`from_values` reads it back."""
-    return _plain(asdict(config))
+    table: dict[str, Any] = _plain(asdict(config))
+    return table
 
 
 def from_values(values: dict[str, Any]) -> TrainConfig:

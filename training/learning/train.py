@@ -22,7 +22,7 @@ from .config import Learner, TrainConfig, as_table, config_hash, from_values
 from .curve import plotted
 from .judge import Judge, Play, play_on_ray
 from .scenes import STATISTICS, normalised, sequence_seed
-from .state import CHECKPOINT, CURVE, POLICY, Progress, load, save, write_whole
+from .state import CHECKPOINT, CURVE, POLICY, RESULT, Progress, load, save, write_whole
 from .tracking import Tracker, flat, git_commit
 
 Tell = Callable[[str], None]
@@ -99,7 +99,8 @@ def ray_session(address: str = "local") -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -148,18 +149,18 @@ def _progress(options: TrainOptions) -> tuple[Progress, dict[str, npt.NDArray[An
     if (folder / CHECKPOINT).exists():
         raise InputError(f"{folder} holds a training already: --resume {folder} goes on with it")
     folder.mkdir(parents=True, exist_ok=True)
-    return Progress(seed=options.seed, config=as_table(options.config)), {}, b""
+    return Progress(name=options.name, seed=options.seed, config=as_table(options.config)), {}, b""
 
 
 def _tracker(options: TrainOptions, config: TrainConfig, progress: Progress, judge: Judge) -> Tracker:
     tags = {
         "git_commit": git_commit(), "code_version": code_version(), "config_hash": config_hash(config),
         "schema_hash": schema_hash(), "train_suite_hash": suite_hash(load_suite(config.scenes.suite)),
-        "validate_suite_hash": judge.suite_hash, "seed": str(progress.seed), "config_name": options.name,
+        "validate_suite_hash": judge.suite_hash, "seed": str(progress.seed), "config_name": progress.name,
         "folder": str(options.folder),
     }  # fmt: skip
     parameters = {k: v for k, v in flat(as_table(config)).items() if k != "search.range"} | {"seed": progress.seed}
-    return Tracker(f"{options.name}-{progress.seed}", parameters, tags, run_id=progress.run_id,
+    return Tracker(f"{progress.name}-{progress.seed}", parameters, tags, run_id=progress.run_id,
                    experiment=options.experiment)  # fmt: skip
 
 
@@ -226,11 +227,15 @@ def _conclude(config: TrainConfig, progress: Progress, best: bytes, folder: Path
     tracker.artifact("curve.svg", plotted(progress.curve))
     tracker.metrics({"best_score": progress.best_score}, progress.env_steps)
     tracker.finish(tags={"finished": progress.finished, "best_iteration": str(progress.best_at)})
-    return {
+    result = {
         "run_id": progress.run_id, "tracking_uri": tracker.uri, "folder": str(folder), "seed": progress.seed,
         "learner": config.learner.name.lower(), "iterations": progress.iteration, "env_steps": progress.env_steps,
         "simulator_steps": progress.simulator_steps, "seconds": round(progress.seconds, 1),
         "finished": progress.finished, "best_score": round(progress.best_score, 5), "best_iteration": progress.best_at,
         "evaluation": {k: v for k, v in progress.evaluation.items() if k != "rows"},
         "policy": str(folder / POLICY), "config_hash": config_hash(config), "schema_hash": schema_hash(),
+        "train_suite": config.scenes.suite, "git_commit": git_commit(),
+        "command": f"foreshare train --config {progress.name} --seed {progress.seed} --steps {config.steps}",
     }  # fmt: skip
+    write_whole(folder / RESULT, json.dumps(result, indent=1).encode())
+    return result
