@@ -30,16 +30,17 @@ def execute(args: argparse.Namespace) -> int:
     """Run the verb."""
     require()
     from foreshare.training.learning.config import TrainConfig, load_config
-    from foreshare.training.learning.train import ray_session
     from foreshare.training.learning.tune import TuneOptions, search
 
     name = Path(args.config).stem
     resume = args.resume is not None
     config = TrainConfig() if resume else load_config(args.config)
     folder = args.resume or args.out or Path("out") / "tune" / f"{name}-{args.seed}"
-    options = TuneOptions(name=name, config=config, seed=args.seed, folder=folder, resume=resume, at_once=args.at_once)
-    with ray_session(args.address):
-        result = search(options, tell)
+    options = TuneOptions(
+        name=name, config=config, seed=args.seed, folder=folder, resume=resume, at_once=args.at_once,
+        address=args.address,
+    )  # fmt: skip
+    result = search(options, tell)
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return 0

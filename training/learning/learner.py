@@ -1,8 +1,8 @@
 """PPO's loss with a ratio for each VM, and advantages for each VM.
 
 The weights are shared by the VMs of a host, so each of them is an agent whose pay is known (:mod:`.episodes`). One
-ratio of all N x A action numbers of a host is a product of N ratios: it is clipped nearly always once N is large. One for
-each VM is not, and its advantage can be mostly the VM's own::
+ratio of all N x A action numbers of a host is a product of N ratios: it is clipped nearly always once N is large. One
+for each VM is not, and its advantage can be mostly the VM's own::
 
     A_i = own_i + (1 - own) sum_{j != i} own_j        own_j: generalised advantage of VM j's pay (Schulman et al. 2016)
 

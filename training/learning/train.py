@@ -65,6 +65,8 @@ class TrainOptions:
     folder: Path
     resume: bool = False
     experiment: str = "foreshare"
+    address: str = "local"
+    """Of the Ray cluster; empty: Ray is not needed (an evolution strategy that plays here)."""
 
 
 def starting_network(config: TrainConfig, seed: int) -> Network:
@@ -90,10 +92,14 @@ def make_learner(config: TrainConfig, network: Network, seed: int, play: Play = 
 def ray_session(address: str = "local") -> Iterator[None]:
     """Have Ray for a while: the cluster at ``address``, or one of this machine's own; one that there is already stays.
 
+    An empty address: do without.
     Raises InputError where there is no cluster.
     """
     import logging
 
+    if not address:
+        yield
+        return
     import ray
 
     if ray.is_initialized():
@@ -115,8 +121,8 @@ def ray_session(address: str = "local") -> Iterator[None]:
 def train(options: TrainOptions, tell: Tell = lambda line: None, play: Play = play_on_ray) -> dict[str, Any]:
     """Train until the steps are spent or validation gets no better; return what ``foreshare train --json`` prints.
 
-    Ray must be there (:func:`ray_session`) unless ``play`` and learner do without. Raises InputError for a folder that
-    cannot be used, or a registry that does not answer: before training begins.
+    Raises InputError for a folder that cannot be used, a registry that does not answer, or no cluster where one was
+    named: before training begins.
     """
     folder = options.folder
     progress, state, best = _progress(options)
@@ -127,15 +133,16 @@ def train(options: TrainOptions, tell: Tell = lambda line: None, play: Play = pl
     tracker = _tracker(options, config, progress, judge)
     progress.run_id = tracker.run_id
     try:
-        network = starting_network(config, seed) if not state else Network.random(seed, config.network.widths)
-        learner = make_learner(config, network, seed, play)
-        try:
-            if state:
-                learner.restore(state)
-            if not progress.finished:
-                best = _iterate(learner, config, judge, progress, best, folder, tracker, tell, play)
-        finally:
-            learner.close()
+        if not progress.finished:
+            with ray_session(options.address):
+                network = starting_network(config, seed) if not state else Network.random(seed, config.network.widths)
+                learner = make_learner(config, network, seed, play)
+                try:
+                    if state:
+                        learner.restore(state)
+                    best = _iterate(learner, config, judge, progress, best, folder, tracker, tell, play)
+                finally:
+                    learner.close()
         return _conclude(config, progress, best, folder, tracker)
     except BaseException:
         tracker.finish(failed=True)

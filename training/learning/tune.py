@@ -24,7 +24,7 @@ from .config import TrainConfig, as_table, config_hash, from_values, with_value
 from .judge import Judge, play_here
 from .state import POLICY, Progress, load, save, write_whole
 from .tracking import Tracker, git_commit
-from .train import make_learner, starting_network
+from .train import make_learner, ray_session, starting_network
 
 Tell = Callable[[str], None]
 SCORE, ITERATION = "score", "training_iteration"
@@ -44,6 +44,8 @@ class TuneOptions:
     at_once: int = 1
     """Trials at a time."""
     experiment: str = "foreshare-tune"
+    address: str = "local"
+    """Of the Ray cluster."""
 
 
 def trial_config(config: TrainConfig, values: dict[str, float]) -> TrainConfig:
@@ -90,7 +92,7 @@ def run_trial(values: dict[str, Any], table: dict[str, Any], seed: int, iteratio
 
 
 def search(options: TuneOptions, tell: Tell = lambda line: None) -> dict[str, Any]:
-    """Search; return what ``foreshare tune --json`` prints. Ray must be there.
+    """Search; return what ``foreshare tune --json`` prints.
 
     Raises InputError or ConfigError for a search without ranges, a folder that holds one already or none to resume.
     """
@@ -112,28 +114,30 @@ def search(options: TuneOptions, tell: Tell = lambda line: None) -> dict[str, An
                       {"git_commit": git_commit(), "config_hash": config_hash(config), "schema_hash": schema_hash()},
                       experiment=options.experiment)  # fmt: skip
     try:
-        trainable = tune.with_resources(
-            tune.with_parameters(run_trial, table=as_table(config), seed=seed, iterations=s.iterations), {"cpu": 1}
-        )
-        if options.resume and tune.Tuner.can_restore(str(where)):
-            tuner = tune.Tuner.restore(str(where), trainable, param_space=space, resume_unfinished=True,
-                                       resume_errored=True)  # fmt: skip
-        else:
-            tuner = tune.Tuner(
-                trainable,
-                param_space=space,
-                tune_config=tune.TuneConfig(
-                    metric=SCORE, mode="min", num_samples=s.trials, max_concurrent_trials=options.at_once,
-                    scheduler=ASHAScheduler(time_attr=ITERATION, max_t=s.iterations,
-                                            grace_period=min(s.grace, s.iterations), reduction_factor=s.reduction),
-                    search_alg=tune.search.BasicVariantGenerator(random_state=np.random.RandomState(seed)),
-                ),
-                run_config=tune.RunConfig(
-                    name=_NAME, storage_path=str(folder), verbose=0,
-                    checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
-                ),
-            )  # fmt: skip
-        return _conclude(options, config, seed, folder, tuner.fit(), tracker, tell)
+        with ray_session(options.address):
+            trainable = tune.with_resources(
+                tune.with_parameters(run_trial, table=as_table(config), seed=seed, iterations=s.iterations), {"cpu": 1}
+            )
+            if options.resume and tune.Tuner.can_restore(str(where)):
+                tuner = tune.Tuner.restore(str(where), trainable, param_space=space, resume_unfinished=True,
+                                           resume_errored=True)  # fmt: skip
+            else:
+                tuner = tune.Tuner(
+                    trainable,
+                    param_space=space,
+                    tune_config=tune.TuneConfig(
+                        metric=SCORE, mode="min", num_samples=s.trials, max_concurrent_trials=options.at_once,
+                        scheduler=ASHAScheduler(time_attr=ITERATION, max_t=s.iterations,
+                                                grace_period=min(s.grace, s.iterations), reduction_factor=s.reduction),
+                        search_alg=tune.search.BasicVariantGenerator(random_state=np.random.RandomState(seed)),
+                    ),
+                    run_config=tune.RunConfig(
+                        name=_NAME, storage_path=str(folder), verbose=0,
+                        checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
+                    ),
+                )  # fmt: skip
+            results = tuner.fit()
+        return _conclude(options, config, seed, folder, results, tracker, tell)
     except BaseException:
         tracker.finish(failed=True)
         raise
