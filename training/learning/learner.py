@@ -48,7 +48,7 @@ def advantages(paid: Float32Array, values: Float32Array, gamma: float, lam: floa
 
 def mixed(own: Float32Array, mask: Float32Array, share: float) -> Float32Array:
     """Return the advantages (..., N) that VMs learn from, standardised over those that are there; 0 for others."""
-    there = mask > 0
+    there = np.broadcast_to(mask > 0, own.shape)
     own = np.where(there, own, 0.0)
     out = share * own + (1.0 - share) * own.sum(axis=-1, keepdims=True)
     known = out[there]
