@@ -18,6 +18,7 @@ from foreshare.policies.learned import Widths
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 MOST_STEPS = 10**12
+DEADLINE = "deadline"
 
 
 class Learner(IntEnum):
@@ -191,7 +192,7 @@ class TrainConfig:
     steps: int = number(1, MOST_STEPS, default=20_000_000)
     """Simulator steps (ticks of one VM) to spend: warm-up, the base policy's runs and every member's included."""
     init: str = ""
-    """File of a network to begin with (npz)."""
+    """File of a network to begin with (npz), or ``deadline``: ask faster where deadlines are near (scenes.py)."""
     base: str = "triage"
     """The policy that is corrected, and measured against."""
     scenes: ScenesConfig = ScenesConfig()

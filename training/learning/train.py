@@ -18,10 +18,10 @@ from foreshare.policies.features import schema_hash
 from foreshare.policies.learned import Network
 from foreshare.training.evaluate_cache import code_version
 
-from .config import Learner, TrainConfig, as_table, config_hash, from_values
+from .config import DEADLINE, Learner, TrainConfig, as_table, config_hash, from_values
 from .curve import plotted
 from .judge import Judge, Play, play_on_ray
-from .scenes import STATISTICS, normalised, sequence_seed
+from .scenes import STATISTICS, hurrying, normalised, sequence_seed
 from .state import CHECKPOINT, CURVE, POLICY, RESULT, Progress, load, save, write_whole
 from .tracking import Tracker, flat, git_commit
 
@@ -71,10 +71,11 @@ class TrainOptions:
 
 def starting_network(config: TrainConfig, seed: int) -> Network:
     """Return the network that a training begins with: a file's, or one that corrects nothing, inputs normalised."""
-    if config.init:
+    if config.init not in ("", DEADLINE):
         return Network.load(config.init)
     fresh = Network.random(seed, config.network.widths, gain=0.0)
-    return normalised(fresh, config.scenes, config.base, sequence_seed(seed, STATISTICS))
+    found = normalised(fresh, config.scenes, config.base, sequence_seed(seed, STATISTICS))
+    return hurrying(found) if config.init == DEADLINE else found
 
 
 def make_learner(config: TrainConfig, network: Network, seed: int, play: Play = play_on_ray) -> Learning:

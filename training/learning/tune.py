@@ -20,7 +20,7 @@ from foreshare.policies.errors import ConfigError, InputError
 from foreshare.policies.features import schema_hash
 from foreshare.policies.learned import Network
 
-from .config import TrainConfig, as_table, config_hash, from_values, with_value
+from .config import DEADLINE, TrainConfig, as_table, config_hash, from_values, with_value
 from .judge import Judge, play_here
 from .state import POLICY, Progress, load, save, write_whole
 from .tracking import Tracker, git_commit
@@ -159,9 +159,13 @@ def _told(options: TuneOptions, folder: Path) -> tuple[TrainConfig, int]:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / _NAME, ignore_errors=True)
     # Trials have folders of their own.
-    config = replace(options.config, init=str(Path(options.config.init).resolve()) if options.config.init else "")
+    config = replace(options.config, init=_absolute(options.config.init))
     write_whole(path, json.dumps({"config": as_table(config), "seed": options.seed}).encode())
     return config, options.seed
+
+
+def _absolute(init: str) -> str:
+    return init if init in ("", DEADLINE) else str(Path(init).resolve())
 
 
 def _conclude(
