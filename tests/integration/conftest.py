@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 
 import pytest
@@ -11,18 +10,13 @@ import pytest
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
     """Ray on this machine, one CPU, as small as it gets; torch with one thread, as trainings share the CPUs."""
-    import ray
     import torch
 
+    from foreshare.training.learning.train import ray_session
+
     torch.set_num_threads(1)
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    if not ray.is_initialized():
-        ray.init(
-            address="local", num_cpus=1, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False,
-            logging_level=logging.ERROR,
-        )  # fmt: skip
-    yield
-    ray.shutdown()
+    with ray_session("local", num_cpus=1, object_store_memory=80 * 2**20):
+        yield
 
 
 @pytest.fixture(scope="session")

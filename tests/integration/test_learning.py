@@ -290,7 +290,8 @@ def test_the_strategy_climbs(shaping: Shaping, layers: Layers) -> None:
     """On scores that are a function of the weights: the squared distance to some point."""
     from foreshare.training.learning.es import LAYERS, EvolutionStrategy
 
-    config = replace(ES, es=replace(ES.es, pairs=24, sigma=0.05, rate=0.05, shaping=shaping, layers=layers, scenarios=1))
+    how = replace(ES.es, pairs=24, sigma=0.05, rate=0.05, shaping=shaping, layers=layers, scenarios=1)
+    config = replace(ES, es=how)
     point = 0.3
 
     def play(matches: Any, members: Members) -> Any:

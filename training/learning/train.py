@@ -26,6 +26,8 @@ from .state import CHECKPOINT, CURVE, POLICY, RESULT, Progress, load, save, writ
 from .tracking import Tracker, flat, git_commit
 
 Tell = Callable[[str], None]
+RAY_ATTEMPTS = 3
+"""Ray gives its own processes 30 s to start, which a busy machine may not manage."""
 
 
 class Learning(Protocol):
@@ -90,10 +92,10 @@ def make_learner(config: TrainConfig, network: Network, seed: int, play: Play = 
 
 
 @contextmanager
-def ray_session(address: str = "local") -> Iterator[None]:
+def ray_session(address: str = "local", **own: Any) -> Iterator[None]:
     """Have Ray for a while: the cluster at ``address``, or one of this machine's own; one that there is already stays.
 
-    An empty address: do without.
+    An empty address: do without. ``own``: what else ``ray.init`` is told.
     Raises InputError where there is no cluster.
     """
     import logging
@@ -108,11 +110,16 @@ def ray_session(address: str = "local") -> Iterator[None]:
         return
     for name in ("ray", "ray.rllib"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, ValueError, RuntimeError) as e:
-        raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(e).split())[:160]}") from e
+    if address == "local":
+        own["include_dashboard"] = False
+    for attempt in range(RAY_ATTEMPTS):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            break
+        except Exception as e:  # noqa: BLE001 - Ray raises all kinds, bare Exceptions where it was slow among them
+            ray.shutdown()
+            if attempt + 1 == RAY_ATTEMPTS or address != "local":
+                raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(e).split())[:160]}") from e
     try:
         yield
     finally:
