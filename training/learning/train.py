@@ -116,7 +116,7 @@ def ray_session(address: str = "local", **own: Any) -> Iterator[None]:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
             break
-        except Exception as e:  # noqa: BLE001 - Ray raises all kinds, bare Exceptions where it was slow among them
+        except Exception as e:  # Ray raises all kinds, bare Exceptions where it was slow among them
             ray.shutdown()
             if attempt + 1 == RAY_ATTEMPTS or address != "local":
                 raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(e).split())[:160]}") from e
