@@ -44,10 +44,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     forecast.add_argument("--tick-ms", type=number(1, 1000, "ms"), default=10.0, metavar="MS", help="gap (default 10)")
     forecast.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    train = what.add_parser("train", help="environment steps a second of training through RLlib and in a plain loop")
+    train.add_argument("--hosts", type=whole(1, 1024), default=32, metavar="H", help="side by side (default 32)")
+    train.add_argument("--ticks", type=whole(2, 10**5), default=64, metavar="N", help="of an episode (default 64)")
+    train.add_argument("--rounds", type=whole(1, 1000), default=5, metavar="N", help="iterations counted (default 5)")
+    train.add_argument("--runner", choices=("fast", "default"), default="fast", help="who collects (default fast)")
+    train.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def execute(args: argparse.Namespace) -> int:
     """Run the verb."""
+    if args.what == "train":
+        from .train import require
+
+        require()
+        from foreshare.training.learning.bench import TrainBench, bench_train
+
+        result = bench_train(TrainBench(hosts=args.hosts, ticks=args.ticks, rounds=args.rounds, runner=args.runner))
+        sys.stdout.write(json.dumps(result) + "\n" if args.json else _people_train(result))
+        return 0
     if args.what == "forecast":
         from foreshare.runtime.bench_forecast import ForecastBench, bench_forecast
 
@@ -77,6 +92,14 @@ def execute(args: argparse.Namespace) -> int:
     )  # fmt: skip
     sys.stdout.write(json.dumps(result) + "\n" if args.json else _people(result))
     return 0
+
+
+def _people_train(result: dict[str, Any]) -> str:
+    return (
+        f"{result['hosts']} hosts, episodes of {result['ticks']} ticks, runner {result['runner']}; environment steps a"
+        f" second of CPU time:\n  PPO through RLlib {result['rllib_steps_per_s']:10.1f}\n"
+        f"  plain torch loop  {result['torch_loop_steps_per_s']:10.1f}\nratio {result['ratio']:.2f}\n"
+    )
 
 
 def _people_simulator(result: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def execute(args: argparse.Namespace) -> int:
     require()
     from foreshare.training.learning.config import from_values, load_config
     from foreshare.training.learning.state import load
-    from foreshare.training.learning.train import TrainOptions, ray_session, train
+    from foreshare.training.learning.train import TrainOptions, train
 
     name = Path(args.config).stem
     if args.resume is not None:
@@ -67,18 +67,19 @@ def execute(args: argparse.Namespace) -> int:
         folder = args.out or Path("out") / "train" / f"{name}-{seed}"
     if args.steps is not None:
         config = replace(config, steps=args.steps)
-    options = TrainOptions(name=name, config=config, seed=seed, folder=folder, resume=args.resume is not None,
-                           experiment=args.experiment)  # fmt: skip
-    with ray_session(args.address):
-        result = train(options, tell)
+    options = TrainOptions(
+        name=name, config=config, seed=seed, folder=folder, resume=args.resume is not None, experiment=args.experiment,
+        address=args.address,
+    )  # fmt: skip
+    result = train(options, tell)
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
         return 0
     loads = result["evaluation"].get("loads", {})
     sys.stdout.write(
-        f"{result['learner']}, {result['iterations']} iterations, {result['simulator_steps'] / 1e6:.1f} M simulator steps in"
-        f" {result['seconds'] / 60:.1f} min, ended: {result['finished']}\n"
-        f"best score {result['best_score']:.4f} after iteration {result['best_iteration']} (1: {config.base}; less is better)\n"
+        f"{result['learner']}, {result['iterations']} iterations, {result['simulator_steps'] / 1e6:.1f} M simulator"
+        f" steps in {result['seconds'] / 60:.1f} min, ended: {result['finished']}\n"
+        f"best score {result['best_score']:.4f} after iteration {result['best_iteration']} (1: {config.base})\n"
     )
     for load_name, v in loads.items():
         sys.stdout.write(

@@ -6,7 +6,7 @@ A key that does not exist, or a value that cannot be, is refused with its name. 
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from enum import IntEnum
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from foreshare.policies.learned import Widths
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 MOST_STEPS = 10**12
+DEADLINE = "deadline"
 
 
 class Learner(IntEnum):
@@ -191,15 +192,15 @@ class TrainConfig:
     steps: int = number(1, MOST_STEPS, default=20_000_000)
     """Simulator steps (ticks of one VM) to spend: warm-up, the base policy's runs and every member's included."""
     init: str = ""
-    """File of a network to begin with (npz)."""
+    """File of a network to begin with (npz), or ``deadline``: ask faster where deadlines are near (scenes.py)."""
     base: str = "triage"
     """The policy that is corrected, and measured against."""
-    scenes: ScenesConfig = field(default_factory=ScenesConfig)
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    ppo: PpoConfig = field(default_factory=PpoConfig)
-    es: EsConfig = field(default_factory=EsConfig)
-    validate: ValidateConfig = field(default_factory=ValidateConfig)
-    search: SearchConfig = field(default_factory=SearchConfig)
+    scenes: ScenesConfig = ScenesConfig()
+    network: NetworkConfig = NetworkConfig()
+    ppo: PpoConfig = PpoConfig()
+    es: EsConfig = EsConfig()
+    validate: ValidateConfig = ValidateConfig()
+    search: SearchConfig = SearchConfig()
 
 
 def load_config(name: str) -> TrainConfig:
@@ -219,7 +220,8 @@ def load_config(name: str) -> TrainConfig:
 
 def as_table(config: TrainConfig) -> dict[str, Any]:
     """Return the configuration as JSON values, enumerations by name: :func:`from_values` reads it back."""
-    return _plain(asdict(config))
+    table: dict[str, Any] = _plain(asdict(config))
+    return table
 
 
 def from_values(values: dict[str, Any]) -> TrainConfig:

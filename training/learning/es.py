@@ -83,7 +83,7 @@ class EvolutionStrategy:
     def state(self) -> Arrays:
         """Return everything that the next iteration depends on."""
         return {"theta": self._theta, "first": self._first, "second": self._second,
-                "iteration": np.int64(self.iteration), **_named("net.", self._network)}  # fmt: skip
+                "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""

@@ -41,14 +41,14 @@ class Judge:
     """The matches of a suite, and what came of them. The base policy's figures are part of every match."""
 
     def __init__(self, config: TrainConfig, seed: int) -> None:
-        """Raises InputError for a suite that does not exist."""
+        """Read the suite. Raises InputError for one that does not exist."""
         v = config.validate
         suite = load_suite(v.suite)
         self.suite, self.suite_hash = suite.name, suite_hash(suite)
         ticks = v.ticks or suite.ticks
         self._rows = [
-            (scenario.name, load, Match(scenario=suite.at(scenario, load), seed=sequence_seed(seed, JUDGED, k), ticks=ticks,
-                                        warm_ticks=min(suite.warm_ticks, ticks), base=config.base))
+            (scenario.name, load, Match(scenario=suite.at(scenario, load), seed=sequence_seed(seed, JUDGED, k),
+                                        ticks=ticks, warm_ticks=min(suite.warm_ticks, ticks), base=config.base))
             for scenario in suite.scenarios for load, _ in suite.loads for k in range(v.seeds)
         ]  # fmt: skip
 

@@ -1,8 +1,8 @@
 """PPO's loss with a ratio for each VM, and advantages for each VM.
 
-The weights are shared by the VMs of a host, so each of them is an agent, and what it is paid is known
-(:mod:`.episodes`). One ratio of all N x A action numbers of a host is a product of N ratios: it is clipped nearly always
-once N is large. One for each VM is not, and its advantage can be mostly the VM's own::
+The weights are shared by the VMs of a host, so each of them is an agent whose pay is known (:mod:`.episodes`). One
+ratio of all N x A action numbers of a host is a product of N ratios: it is clipped nearly always once N is large. One
+for each VM is not, and its advantage can be mostly the VM's own::
 
     A_i = own_i + (1 - own) sum_{j != i} own_j        own_j: generalised advantage of VM j's pay (Schulman et al. 2016)
 
@@ -48,7 +48,7 @@ def advantages(paid: Float32Array, values: Float32Array, gamma: float, lam: floa
 
 def mixed(own: Float32Array, mask: Float32Array, share: float) -> Float32Array:
     """Return the advantages (..., N) that VMs learn from, standardised over those that are there; 0 for others."""
-    there = mask > 0
+    there = np.broadcast_to(mask > 0, own.shape)
     own = np.where(there, own, 0.0)
     out = share * own + (1.0 - share) * own.sum(axis=-1, keepdims=True)
     known = out[there]
@@ -83,7 +83,7 @@ def ppo_loss(
     return policy_loss, divergence
 
 
-class VmAdvantages(ConnectorV2):  # type: ignore[misc] # RLlib's is untyped
+class VmAdvantages(ConnectorV2):
     """Puts (B, N) advantages and value targets into the batch, from the pay that stands in the next observation."""
 
     def __init__(self, *, gamma: float, lam: float, own: float) -> None:
@@ -123,7 +123,7 @@ class VmAdvantages(ConnectorV2):  # type: ignore[misc] # RLlib's is untyped
         return out
 
 
-class VmPpoLearner(PPOTorchLearner):  # type: ignore[misc] # RLlib's is untyped
+class VmPpoLearner(PPOTorchLearner):
     """RLlib's PPO with the loss of this module. ``learner_config_dict``: ``own``, ``surrogate`` (its number)."""
 
     def build(self) -> None:
@@ -131,16 +131,17 @@ class VmPpoLearner(PPOTorchLearner):  # type: ignore[misc] # RLlib's is untyped
         super().build()
         told = self.config.learner_config_dict
         self._joint = told["surrogate"] == int(Surrogate.JOINT)
-        connector = self._learner_connector
+        connector: Any = self._learner_connector
+        settings: Any = self.config
         connector.remove(GeneralAdvantageEstimation)
         own = 0.0 if self._joint else told["own"]
-        connector.append(VmAdvantages(gamma=self.config.gamma, lam=self.config.lambda_, own=own))
+        connector.append(VmAdvantages(gamma=settings.gamma, lam=settings.lambda_, own=own))
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: dict[str, Any], fwd_out: dict[str, Any]
     ) -> torch.Tensor:
         """Return the loss of a minibatch."""
-        module = self.module[module_id].unwrapped()
+        module: Any = self.module[module_id].unwrapped()
         new = VmGaussian(fwd_out[Columns.ACTION_DIST_INPUTS])
         old = VmGaussian(batch[Columns.ACTION_DIST_INPUTS])
         valid = batch[Columns.LOSS_MASK]
@@ -157,7 +158,8 @@ class VmPpoLearner(PPOTorchLearner):  # type: ignore[misc] # RLlib's is untyped
             key=module_id,
             window=1,
         )
-        return policy_loss + VALUE_WEIGHT * value_loss - coefficient * entropy
+        loss: torch.Tensor = policy_loss + VALUE_WEIGHT * value_loss - coefficient * entropy
+        return loss
 
 
 def value_loss_of(values: torch.Tensor, targets: torch.Tensor, there: torch.Tensor) -> torch.Tensor:

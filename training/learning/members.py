@@ -99,8 +99,8 @@ def late_of_members(match: Match, members: Members) -> FloatArray:
 
 
 def relative(late: Sequence[FloatArray]) -> FloatArray:
-    """Return the (P,) mean scores of what :func:`late_of_members` returned for each match; 1 is the base's, less better.
+    """Return the (P,) mean scores of what :func:`late_of_members` returned for each match; 1 is the base's.
 
     As training/tune_baseline.py has it: SCORE_POINTS on both, so that mild load does not outweigh overload.
     """
-    return np.mean([(v[1:] + SCORE_POINTS) / (v[0] + SCORE_POINTS) for v in late], axis=0)
+    return np.asarray(np.mean([(v[1:] + SCORE_POINTS) / (v[0] + SCORE_POINTS) for v in late], axis=0))

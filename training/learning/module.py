@@ -1,6 +1,6 @@
 """The network as an RLlib module, and the distribution of what it does while it explores.
 
-Squashing happens once: the mean is ``tanh``'d by the network, exploration adds Gaussian noise to it, and the environment
+Squashing happens once: the network's mean went through ``tanh``, exploration adds Gaussian noise, the environment
 clips the sum to [-1, 1]. What is trained is the mean, and the mean is what ships.
 
 A host has N x A action numbers of N VMs, of which some are padding. Padded VMs do nothing (0) and are in no
@@ -43,7 +43,7 @@ class VmGaussian(TorchDistribution):
         parts = logits.reshape(*logits.shape[:-1], n, 2 * ACTIONS + 1)
         self.mean, self.log_std = parts[..., :ACTIONS], parts[..., ACTIONS : 2 * ACTIONS]
         self.mask = parts[..., -1]
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call] # RLlib's
 
     @staticmethod
     def logits(mean: torch.Tensor, log_std: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -77,7 +77,7 @@ class VmGaussian(TorchDistribution):
         each = (other.log_std - self.log_std + 0.5 * (ratio + apart - 1.0)).sum(dim=-1)
         return torch.where(self.mask > 0, each, 0.0)
 
-    def logp(self, value: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+    def logp(self, value: Any, **kwargs: Any) -> torch.Tensor:
         """Return (B,)."""
         return self.vm_logp(value).sum(dim=-1)
 
@@ -125,7 +125,7 @@ class ValueHead(nn.Module):
         return torch.where(there[..., 0], self.out(seen)[..., 0], 0.0)
 
 
-class PartitionModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):  # type: ignore[misc] # RLlib's are untyped
+class PartitionModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     """Policy and value over observations of :mod:`.episodes`, any number of VMs.
 
     ``model_config``: ``network``, the bytes of the file to begin with; ``noise``; ``value`` (width of the value head).
@@ -133,12 +133,13 @@ class PartitionModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):  # typ
 
     def setup(self) -> None:
         """Build the parts."""
-        network = Network.load(self.model_config["network"])
+        told: Any = self.model_config
+        network = Network.load(told["network"])
         self.action_dist_cls = VmGaussian
         self.net = NetworkModule(network)
-        self.log_std = nn.Parameter(torch.full((ACTIONS,), math.log(self.model_config["noise"])))
+        self.log_std = nn.Parameter(torch.full((ACTIONS,), math.log(told["noise"])))
         f, g = network.arrays["vm_mean"].shape[0], network.arrays["host_mean"].shape[0]
-        self.value = ValueHead(f, g, self.model_config["value"])
+        self.value = ValueHead(f, g, told["value"])
 
     def get_non_inference_attributes(self) -> list[str]:
         """Return what runners can do without."""

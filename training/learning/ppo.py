@@ -32,8 +32,9 @@ def make_algorithm(config: TrainConfig, network: Network, seed: int) -> Any:
     register_env(ENV_NAME, lambda context: EpisodesEnv(**dict(context)))
     p, ticks = config.ppo, config.scenes.ticks
     batch = p.hosts * ticks * max(p.runners, 1)
+    blank: Any = PPOConfig()  # type: ignore[no-untyped-call] # RLlib's
     algorithm = (
-        PPOConfig()
+        blank
         .environment(
             ENV_NAME,
             env_config={"config": config.scenes, "base": config.base, "blocks": min(p.scenarios, p.hosts)},
@@ -115,7 +116,7 @@ class Ppo:
             return out
 
         found: Arrays = self._learner(read)
-        return {**found, "iteration": np.int64(self.iteration)}
+        return {**found, "iteration": np.array(self.iteration)}
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch  # noqa: TID253 - learning; nothing of the host imports it
 from ray.rllib.core.columns import Columns  # noqa: TID253 - see above
 from ray.rllib.env.single_agent_env_runner import SingleAgentEnvRunner  # noqa: TID253 - see above
@@ -38,11 +39,18 @@ class RoundRunner(SingleAgentEnvRunner):
     @property
     def simulator_steps(self) -> int:
         """Ticks of one VM simulated so far."""
-        return int(self.env.unwrapped.simulator_steps)
+        env: Any = self.env
+        return int(env.unwrapped.simulator_steps)
 
 
 class FastRunner(RoundRunner):
     """See the module."""
+
+    _new: npt.NDArray[np.bool_]
+    _over: npt.NDArray[np.bool_]
+
+    def _front(self) -> Any:
+        return self.env
 
     def _sample(
         self, *, num_timesteps: int | None = None, num_episodes: int | None = None, explore: bool,
@@ -50,11 +58,12 @@ class FastRunner(RoundRunner):
     ) -> list[SingleAgentEpisode]:  # fmt: skip
         if num_timesteps is None or random_actions:
             raise InputError('the fast runner samples steps, by its policy; set runner = "default" for anything else')
-        env, b = self.env.unwrapped, self.num_envs
+        env, b = self._front().unwrapped, self.num_envs
         if force_reset or self._needs_initial_reset:
             self._seen, _ = env.reset(seed=self._seed)
-            self._needs_initial_reset, self._new = False, np.ones(b, bool)
-        steps, done = [], 0
+            self._needs_initial_reset, self._new, self._over = False, np.ones(b, bool), np.zeros(b, bool)
+        steps: list[Any] = []
+        done = 0
         while done < num_timesteps:
             begins = not self._new.all() and bool(self._over.all())
             out, actions = self._act(explore)
@@ -76,7 +85,7 @@ class FastRunner(RoundRunner):
     def _act(self, explore: bool) -> tuple[dict[str, Any], Any]:
         """Return what the module says of the newest observation, as arrays, and the actions."""
         batch = {Columns.OBS: {k: torch.from_numpy(v) for k, v in self._seen.items()}}
-        module = self.module
+        module: Any = self.module
         with torch.no_grad():
             if explore:
                 logits = module.forward_exploration(batch)[Columns.ACTION_DIST_INPUTS]
@@ -84,8 +93,8 @@ class FastRunner(RoundRunner):
             else:
                 logits = module.forward_inference(batch)[Columns.ACTION_DIST_INPUTS]
                 distribution = module.get_inference_action_dist_cls().from_logits(logits).to_deterministic()
-            action = distribution.sample()
-            out = {Columns.ACTION_DIST_INPUTS: logits.numpy()}
+            action: Any = distribution.sample()
+            out: dict[str, Any] = {Columns.ACTION_DIST_INPUTS: logits.numpy()}
             if explore:
                 out[Columns.ACTION_LOGP] = distribution.logp(action).numpy()
         return out, action.numpy()
@@ -110,18 +119,18 @@ class FastRunner(RoundRunner):
                 self._ongoing_episodes_for_metrics[episode.id_].append(episode)
         count = sum(len(e) for e in out)
         self._log_env_steps(metric=self._metrics_num_env_steps_sampled, num_steps=count)
-        self._increase_sampled_metrics(count, len(finished))
+        self._increase_sampled_metrics(count, len(finished))  # type: ignore[no-untyped-call] # RLlib's
         return out
 
     def _chunk(self, rows: list[Any], over: bool) -> list[SingleAgentEpisode]:
-        length = len(rows)
+        length, front = len(rows), self._front()
         seen = {k: np.stack([r[0][k] for r in rows] + [rows[-1][4][k]], axis=1) for k in rows[0][0]}
         actions = np.stack([r[1] for r in rows], axis=1)
         reward = np.stack([r[2] for r in rows], axis=1)
         extra = {k: np.stack([r[3][k] for r in rows], axis=1) for k in rows[0][3]}
         return [
             SingleAgentEpisode(
-                observations=InfiniteLookbackBuffer({k: v[h] for k, v in seen.items()}, 0),
+                observations=InfiniteLookbackBuffer(_any({k: v[h] for k, v in seen.items()}), 0),
                 infos=[{} for _ in range(length + 1)],
                 actions=InfiniteLookbackBuffer(actions[h], 0),
                 rewards=InfiniteLookbackBuffer(reward[h], 0),
@@ -130,8 +139,13 @@ class FastRunner(RoundRunner):
                 extra_model_outputs={k: InfiniteLookbackBuffer(v[h], 0) for k, v in extra.items()},
                 len_lookback_buffer=0,
                 t_started=0,
-                observation_space=self.env.single_observation_space,
-                action_space=self.env.single_action_space,
+                observation_space=front.single_observation_space,
+                action_space=front.single_action_space,
             )
             for h in range(self.num_envs)
         ]
+
+
+def _any(value: Any) -> Any:
+    """Return ``value``: RLlib's buffers take nested arrays, too, which their annotations do not say."""
+    return value

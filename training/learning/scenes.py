@@ -18,8 +18,10 @@ from foreshare.envs.simulator.scenario import Scenario
 from foreshare.envs.simulator.scenario_draw import MIN_VMS, draw, rounded
 from foreshare.envs.simulator.suites import Suite, load_suite
 from foreshare.envs.world import SimulatedWorld
-from foreshare.policies.allocators.corrected import ACTIONS
+from foreshare.policies.allocators.corrected import ACTIONS, LIMIT
 from foreshare.policies.errors import InputError
+from foreshare.policies.features import VM_FEATURES
+from foreshare.policies.host import CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 
 from .config import ScenesConfig
@@ -30,6 +32,8 @@ SCENES, EPISODES, JUDGED, ROUND, STATISTICS = range(5)
 """Parts of a training that have seeds of their own; see :func:`sequence_seed`."""
 LOAD_SHAKE, LEAST_RESERVED = 0.10, 0.80
 _STATISTICS_TICKS = 120
+HURRY = 0.25
+"""See :func:`hurrying`."""
 LEAST_SPREAD = 1e-3
 """A feature that moves less than this is not scaled up."""
 
@@ -103,6 +107,19 @@ def normalised(network: Network, config: ScenesConfig, base: str, seed: int, cou
             np.float32
         )
     return network.with_normalisation(**arrays)
+
+
+def hurrying(network: Network) -> Network:
+    """Return ``network`` with the need of CPU, memory and IO times ``rate ** HURRY``, as far as tanh is straight.
+
+    ``rate`` is the feature of that name, its logarithm: how fast a VM would have to be served to meet its deadlines.
+    """
+    row = [feature.name for feature in VM_FEATURES].index("rate")
+    arrays = {name: array.copy() for name, array in network.arrays.items()}
+    columns = [1 + int(r) for r in (CPU, MEMORY, IO)]
+    arrays["lin_w"][row, columns] = HURRY / LIMIT / arrays["vm_scale"][row]
+    arrays["out_b"][columns] = HURRY / LIMIT * arrays["vm_mean"][row]
+    return Network(arrays)
 
 
 def sequence_seed(seed: int, *key: int) -> int:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
 
-CHECKPOINT, POLICY, CURVE = "checkpoint.npz", "policy.npz", "curve.json"
+CHECKPOINT, POLICY, CURVE, RESULT = "checkpoint.npz", "policy.npz", "curve.json", "result.json"
 FORMAT_VERSION = 1
 _META = "training"
 Arrays = dict[str, npt.NDArray[Any]]
@@ -29,6 +29,8 @@ Row = dict[str, float]
 class Progress:
     """How far a training is."""
 
+    name: str
+    """Of the configuration."""
     seed: int
     config: dict[str, Any]
     run_id: str = ""

@@ -33,10 +33,10 @@ class Tracker:
         self, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str], *, run_id: str = "",
         experiment: str = EXPERIMENT,
     ) -> None:  # fmt: skip
-        """Raises InputError where the registry does not answer, or does not know the run."""
+        """Begin the run, or go on with it. Raises InputError where the registry does not answer or know it."""
         for key, value in _QUICKLY.items():
             os.environ.setdefault(key, value)
-        for logger in ("mlflow", "alembic"):
+        for logger in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(logger).setLevel(logging.ERROR)
         import mlflow
         from mlflow.exceptions import MlflowException

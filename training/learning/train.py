@@ -18,14 +18,16 @@ from foreshare.policies.features import schema_hash
 from foreshare.policies.learned import Network
 from foreshare.training.evaluate_cache import code_version
 
-from .config import Learner, TrainConfig, as_table, config_hash, from_values
+from .config import DEADLINE, Learner, TrainConfig, as_table, config_hash, from_values
 from .curve import plotted
 from .judge import Judge, Play, play_on_ray
-from .scenes import STATISTICS, normalised, sequence_seed
-from .state import CHECKPOINT, CURVE, POLICY, Progress, load, save, write_whole
+from .scenes import STATISTICS, hurrying, normalised, sequence_seed
+from .state import CHECKPOINT, CURVE, POLICY, RESULT, Progress, load, save, write_whole
 from .tracking import Tracker, flat, git_commit
 
 Tell = Callable[[str], None]
+RAY_ATTEMPTS = 3
+"""Ray gives its own processes 30 s to start, which a busy machine may not manage."""
 
 
 class Learning(Protocol):
@@ -65,14 +67,17 @@ class TrainOptions:
     folder: Path
     resume: bool = False
     experiment: str = "foreshare"
+    address: str = "local"
+    """Of the Ray cluster; empty: Ray is not needed (an evolution strategy that plays here)."""
 
 
 def starting_network(config: TrainConfig, seed: int) -> Network:
     """Return the network that a training begins with: a file's, or one that corrects nothing, inputs normalised."""
-    if config.init:
+    if config.init not in ("", DEADLINE):
         return Network.load(config.init)
     fresh = Network.random(seed, config.network.widths, gain=0.0)
-    return normalised(fresh, config.scenes, config.base, sequence_seed(seed, STATISTICS))
+    found = normalised(fresh, config.scenes, config.base, sequence_seed(seed, STATISTICS))
+    return hurrying(found) if config.init == DEADLINE else found
 
 
 def make_learner(config: TrainConfig, network: Network, seed: int, play: Play = play_on_ray) -> Learning:
@@ -87,24 +92,34 @@ def make_learner(config: TrainConfig, network: Network, seed: int, play: Play = 
 
 
 @contextmanager
-def ray_session(address: str = "local") -> Iterator[None]:
+def ray_session(address: str = "local", **own: Any) -> Iterator[None]:
     """Have Ray for a while: the cluster at ``address``, or one of this machine's own; one that there is already stays.
 
+    An empty address: do without. ``own``: what else ``ray.init`` is told.
     Raises InputError where there is no cluster.
     """
     import logging
 
+    if not address:
+        yield
+        return
     import ray
 
     if ray.is_initialized():
         yield
         return
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    own: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-    except (ConnectionError, ValueError, RuntimeError) as e:
-        raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(e).split())[:160]}") from e
+    for name in ("ray", "ray.rllib"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if address == "local":
+        own["include_dashboard"] = False
+    for attempt in range(RAY_ATTEMPTS):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
+            break
+        except Exception as e:  # Ray raises all kinds, bare Exceptions where it was slow among them
+            ray.shutdown()
+            if attempt + 1 == RAY_ATTEMPTS or address != "local":
+                raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(e).split())[:160]}") from e
     try:
         yield
     finally:
@@ -114,8 +129,8 @@ def ray_session(address: str = "local") -> Iterator[None]:
 def train(options: TrainOptions, tell: Tell = lambda line: None, play: Play = play_on_ray) -> dict[str, Any]:
     """Train until the steps are spent or validation gets no better; return what ``foreshare train --json`` prints.
 
-    Ray must be there (:func:`ray_session`) unless ``play`` and learner do without. Raises InputError for a folder that
-    cannot be used, or a registry that does not answer: before training begins.
+    Raises InputError for a folder that cannot be used, a registry that does not answer, or no cluster where one was
+    named: before training begins.
     """
     folder = options.folder
     progress, state, best = _progress(options)
@@ -126,15 +141,16 @@ def train(options: TrainOptions, tell: Tell = lambda line: None, play: Play = pl
     tracker = _tracker(options, config, progress, judge)
     progress.run_id = tracker.run_id
     try:
-        network = starting_network(config, seed) if not state else Network.random(seed, config.network.widths)
-        learner = make_learner(config, network, seed, play)
-        try:
-            if state:
-                learner.restore(state)
-            if not progress.finished:
-                best = _iterate(learner, config, judge, progress, best, folder, tracker, tell, play)
-        finally:
-            learner.close()
+        if not progress.finished:
+            with ray_session(options.address):
+                network = starting_network(config, seed) if not state else Network.random(seed, config.network.widths)
+                learner = make_learner(config, network, seed, play)
+                try:
+                    if state:
+                        learner.restore(state)
+                    best = _iterate(learner, config, judge, progress, best, folder, tracker, tell, play)
+                finally:
+                    learner.close()
         return _conclude(config, progress, best, folder, tracker)
     except BaseException:
         tracker.finish(failed=True)
@@ -148,18 +164,18 @@ def _progress(options: TrainOptions) -> tuple[Progress, dict[str, npt.NDArray[An
     if (folder / CHECKPOINT).exists():
         raise InputError(f"{folder} holds a training already: --resume {folder} goes on with it")
     folder.mkdir(parents=True, exist_ok=True)
-    return Progress(seed=options.seed, config=as_table(options.config)), {}, b""
+    return Progress(name=options.name, seed=options.seed, config=as_table(options.config)), {}, b""
 
 
 def _tracker(options: TrainOptions, config: TrainConfig, progress: Progress, judge: Judge) -> Tracker:
     tags = {
         "git_commit": git_commit(), "code_version": code_version(), "config_hash": config_hash(config),
         "schema_hash": schema_hash(), "train_suite_hash": suite_hash(load_suite(config.scenes.suite)),
-        "validate_suite_hash": judge.suite_hash, "seed": str(progress.seed), "config_name": options.name,
+        "validate_suite_hash": judge.suite_hash, "seed": str(progress.seed), "config_name": progress.name,
         "folder": str(options.folder),
     }  # fmt: skip
     parameters = {k: v for k, v in flat(as_table(config)).items() if k != "search.range"} | {"seed": progress.seed}
-    return Tracker(f"{options.name}-{progress.seed}", parameters, tags, run_id=progress.run_id,
+    return Tracker(f"{progress.name}-{progress.seed}", parameters, tags, run_id=progress.run_id,
                    experiment=options.experiment)  # fmt: skip
 
 
@@ -226,11 +242,15 @@ def _conclude(config: TrainConfig, progress: Progress, best: bytes, folder: Path
     tracker.artifact("curve.svg", plotted(progress.curve))
     tracker.metrics({"best_score": progress.best_score}, progress.env_steps)
     tracker.finish(tags={"finished": progress.finished, "best_iteration": str(progress.best_at)})
-    return {
+    result = {
         "run_id": progress.run_id, "tracking_uri": tracker.uri, "folder": str(folder), "seed": progress.seed,
         "learner": config.learner.name.lower(), "iterations": progress.iteration, "env_steps": progress.env_steps,
         "simulator_steps": progress.simulator_steps, "seconds": round(progress.seconds, 1),
         "finished": progress.finished, "best_score": round(progress.best_score, 5), "best_iteration": progress.best_at,
         "evaluation": {k: v for k, v in progress.evaluation.items() if k != "rows"},
         "policy": str(folder / POLICY), "config_hash": config_hash(config), "schema_hash": schema_hash(),
+        "train_suite": config.scenes.suite, "git_commit": git_commit(),
+        "command": f"foreshare train --config {progress.name} --seed {progress.seed} --steps {config.steps}",
     }  # fmt: skip
+    write_whole(folder / RESULT, json.dumps(result, indent=1).encode())
+    return result
