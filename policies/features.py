@@ -75,6 +75,14 @@ VM_FEATURES: tuple[Feature, ...] = (
             source="1 + priority over the mean of that: what a late request costs"),
     Feature(name="over", unit="log(1 + fair shares)", low=0.0, high=6.0, default=0.0,
             source="held beyond the reservation at the resource where that is most"),
+    Feature(name="served", unit="1", low=0.0, high=1.0, default=1.0,
+            source="held over asked, at the resource where that is least"),
+    Feature(name="short", unit="1", low=-1.0, high=1.0, default=0.0,
+            source="what is asked beyond the capacity of the scarcest resource, over that capacity"),
+    Feature(name="seen_rate", unit="log(multiples of the mean need)", low=-3.0, high=3.0, default=-3.0,
+            source="rate, where all that is queued can be seen; else 0"),
+    Feature(name="short_rate", unit="log(multiples of the mean need)", low=-3.0, high=3.0, default=0.0,
+            source="rate times short"),
 )  # fmt: skip
 HOST_FEATURES: tuple[Feature, ...] = (
     *_each("asked", "1", 4.0, "sum of asks over capacity"),
@@ -85,6 +93,7 @@ HOST_FEATURES: tuple[Feature, ...] = (
 )
 F, G = len(VM_FEATURES), len(HOST_FEATURES)
 _LEAST_RATE = 0.05
+_DEADLINES = 7 + len(STEPS) + 1  # target, slack, due, rate, overdue, hidden, weight, over
 _AMOUNTS = 5  # ask, need, held, reservation, backlog
 _LOAD, _AFTER = _AMOUNTS * R, (_AMOUNTS + 1) * R
 _VM_BOUNDS, _HOST_BOUNDS = (
@@ -139,6 +148,7 @@ class Encoder:
         rate = self._encode_deadlines(vms[..., _AFTER + 5 :])
         whole = np.empty((*q.ask.shape[:-2], G), np.float32)
         whole[..., :R] = total(q.ask) * self._per_capacity
+        self._encode_scarcity(vms[..., _AFTER + 5 + _DEADLINES :], whole)
         whole[..., R : 2 * R] = total(q.need) * self._per_capacity
         whole[..., 2 * R : 3 * R] = total(q.need * rate[..., None]) * self._per_capacity
         whole[..., 3 * R] = self._count
@@ -154,7 +164,8 @@ class Encoder:
         out[..., 1] = 1.0 - q.delay_ticks / d.target
         steps = len(d.rates)
         out[..., 2 : 2 + steps] = np.log1p(np.moveaxis(d.rates, 0, -1))
-        out[..., 2 + steps] = np.log(np.maximum(rate, _LEAST_RATE))
+        self._log_rate: FloatArray = np.clip(np.log(np.maximum(rate, _LEAST_RATE)), -3.0, 3.0)
+        out[..., 2 + steps] = self._log_rate
         out[..., 3 + steps] = np.log1p(d.overdue)
         self._hidden += 1.0
         self._hidden *= mind.forecast.unsure
@@ -163,6 +174,18 @@ class Encoder:
         over = np.maximum(mind.held - self._reservation, 0.0) * self._per_fair
         out[..., 6 + steps] = np.log1p(largest(over[..., (CPU, MEMORY, IO)]))
         return rate
+
+    def _encode_scarcity(self, out: Float32Array, whole: Float32Array) -> None:
+        """Fill the last columns (..., N, 4): how short the host is of what is asked, and what that means for rates."""
+        mind, ask = self._mind, self._mind.request.ask
+        gates = (CPU, MEMORY, IO)
+        short = np.clip(whole[..., gates].max(axis=-1, initial=0.0) - 1.0, -1.0, 1.0)[..., None]
+        share = mind.held[..., gates] / np.maximum(ask[..., gates], 1e-6)
+        rate = self._log_rate
+        out[..., 0] = np.minimum(-largest(-share), 1.0)
+        out[..., 1] = short
+        out[..., 2] = np.where(mind.forecast.unsure, 0.0, rate)
+        out[..., 3] = rate * short
 
     def _bind(self, host: Host) -> None:
         """Work out what changes only with the VMs."""

@@ -50,11 +50,15 @@ class Shaping(IntEnum):
 
 
 class Layers(IntEnum):
-    """Which arrays an evolution strategy moves: the direct one (lin_w), those that give outputs, or all."""
+    """Which arrays an evolution strategy moves: the direct one (lin_w), those that give outputs, or all.
+
+    Tied: the direct one, and what is needed of CPU, memory and IO is corrected alike.
+    """
 
     LINEAR = 0
     OUTPUTS = 1
     ALL = 2
+    TIED = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

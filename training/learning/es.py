@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from foreshare.policies.host import CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 
 from .config import Layers, Shaping, TrainConfig
@@ -24,7 +25,10 @@ from .judge import Play, play_on_ray
 from .members import Match, Members, relative
 from .scenes import EPISODES, SCENES, scenes, sequence_seed
 
+TIED_COLUMNS = ((0,), (1 + CPU, 1 + MEMORY, 1 + IO))
+"""Of an action: what moves together where layers are tied; the correction of ways stays as it is."""
 LAYERS = {
+    Layers.TIED: ("lin_w", "out_b"),
     Layers.LINEAR: ("lin_w", "out_b"),
     Layers.OUTPUTS: ("out_w", "out_b", "lin_w"),
     Layers.ALL: ("enc_w", "enc_b", "ctx_w", "ctx_b", "head_w", "head_b", "out_w", "out_b", "lin_w"),
@@ -42,7 +46,10 @@ class EvolutionStrategy:
         self._config, self._seed, self._play = config, seed, play
         self._network = network
         self._names = LAYERS[config.es.layers]
-        self._theta = np.concatenate([network.arrays[name].ravel() for name in self._names]).astype(np.float64)
+        self._basis = _basis(network, self._names, tied=config.es.layers is Layers.TIED)
+        start = np.concatenate([network.arrays[name].ravel() for name in self._names]).astype(np.float64)
+        self._start = start
+        self._theta = np.zeros(len(self._basis)) if self._basis is not None else start
         self._first, self._second = np.zeros_like(self._theta), np.zeros_like(self._theta)
         self.iteration = 0
 
@@ -82,13 +89,14 @@ class EvolutionStrategy:
 
     def state(self) -> Arrays:
         """Return everything that the next iteration depends on."""
-        return {"theta": self._theta, "first": self._first, "second": self._second,
+        return {"theta": self._theta, "start": self._start, "first": self._first, "second": self._second,
                 "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""
         self._network = Network({name.removeprefix("net."): a for name, a in state.items() if name.startswith("net.")})
-        self._theta, self._first, self._second = state["theta"], state["first"], state["second"]
+        self._theta, self._start = state["theta"], state["start"]
+        self._first, self._second = state["first"], state["second"]
         self.iteration = int(state["iteration"])
 
     def close(self) -> None:
@@ -96,6 +104,8 @@ class EvolutionStrategy:
 
     def _split(self, rows: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.float32]]:
         out, at = {}, 0
+        if self._basis is not None:
+            rows = self._start + rows @ self._basis
         for name in self._names:
             shape = self._network.arrays[name].shape
             size = int(np.prod(shape))
@@ -109,6 +119,24 @@ class EvolutionStrategy:
         self._second = BETA_2 * self._second + (1.0 - BETA_2) * np.square(gradient)
         mean, square = self._first / (1.0 - BETA_1**t), self._second / (1.0 - BETA_2**t)
         return np.asarray(mean / (np.sqrt(square) + EPSILON))
+
+
+def _basis(network: Network, names: tuple[str, ...], *, tied: bool) -> npt.NDArray[np.float64] | None:
+    """Return (D, weights) the directions in which tied weights move, or None where each moves alone."""
+    if not tied:
+        return None
+    rows = []
+    sizes = [network.arrays[name].size for name in names]
+    for k, name in enumerate(names):
+        shape = network.arrays[name].shape
+        for columns in TIED_COLUMNS:
+            for i in range(shape[0] if len(shape) == 2 else 1):
+                block = np.zeros(shape)
+                block[(i, list(columns)) if len(shape) == 2 else list(columns)] = 1.0
+                row = np.zeros(sum(sizes))
+                row[sum(sizes[:k]) : sum(sizes[: k + 1])] = block.ravel()
+                rows.append(row)
+    return np.array(rows)
 
 
 def _named(prefix: str, network: Network) -> Arrays:
