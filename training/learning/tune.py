@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,8 @@ def search(options: TuneOptions, tell: Tell = lambda line: None) -> dict[str, An
             results = tuner.fit()
         return _conclude(options, config, seed, folder, results, tracker, tell)
     except BaseException:
-        tracker.finish(failed=True)
+        with suppress(InputError):  # what happened first is what is said
+            tracker.finish(failed=True)
         raise
 
 
