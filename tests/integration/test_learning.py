@@ -376,9 +376,8 @@ def test_a_killed_training_goes_on_exactly(
     folder = tmp_path / "killed"
     child = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(Path(__file__).parent)],
                              env=os.environ | {"MLFLOW_TRACKING_URI": empty_registry})  # fmt: skip
-    deadline = time.monotonic() + 250
     while not (folder / "checkpoint.npz").exists() or load(folder)[0].iteration < 2:
-        assert child.poll() is None and time.monotonic() < deadline
+        assert child.poll() is None
         time.sleep(0.02)
     child.send_signal(signal.SIGKILL)
     child.wait()
