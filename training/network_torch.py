@@ -21,6 +21,15 @@ class NetworkModule(nn.Module):
     vm_scale: torch.Tensor
     host_mean: torch.Tensor
     host_scale: torch.Tensor
+    enc_w: torch.Tensor
+    enc_b: torch.Tensor
+    ctx_w: torch.Tensor
+    ctx_b: torch.Tensor
+    head_w: torch.Tensor
+    head_b: torch.Tensor
+    out_w: torch.Tensor
+    out_b: torch.Tensor
+    lin_w: torch.Tensor
 
     def __init__(self, network: Network) -> None:
         """Begin with the weights of ``network``; :meth:`~.Network.random` makes fresh ones."""
@@ -62,11 +71,11 @@ class NetworkModule(nn.Module):
         e, c, d = self.widths
         out = x @ self.lin_w + self.out_b
         if d:
-            # c's part of the product is the same for all VMs: once for each host.
-            z = (context @ self.head_w[e:] if c else 0.0) + self.head_b
-            z = z[..., None, :] if c else z
-            z = torch.tanh(code @ self.head_w[:e] + z) if e else torch.tanh(z.expand(*x.shape[:-1], d))
-            out = out + z @ self.out_w
+            whole = self.head_b
+            if c:  # its part of the product is the same for all VMs: once for each host
+                whole = (context @ self.head_w[e:] + whole)[..., None, :]
+            before = code @ self.head_w[:e] + whole if e else whole.expand(*x.shape[:-1], d)
+            out = out + torch.tanh(before) @ self.out_w
         return out
 
     def forward(self, vms: torch.Tensor, mask: torch.Tensor, host: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,7 @@ def _members(data: bytes, what: str) -> dict[str, bytes]:
             for info in file.infolist():
                 name, _, ending = info.filename.rpartition(".")
                 if name not in (*NAMES, SCHEMA) or ending != "npy" or name in out:
-                    raise InputError(f"{what} has a member {ascii(info.filename[:80])} that no network has")
+                    raise InputError(f"{what} has a member {info.filename[:80]!a} that no network has")
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
                     raise InputError(f"{what} is compressed, which the files of networks are not")
                 out[name] = file.read(info)
