@@ -1,4 +1,4 @@
-"""Learned corrections of triage: the network that makes them, and the policy that asks it."""
+"""Learned corrections of triage: the network that makes them, the policy that asks it, and the bundle it travels in."""
 
 from .network import Network
 from .weights import SchemaError, Widths

@@ -21,6 +21,7 @@ _VERBS = {
     "simulate": "run one simulated scenario and watch it",
     "evaluate": "compare policies on a suite of scenarios",
     "forecast": "fit forecasters to recordings, judge them, bring public traces in",
+    "keys": "make the key that signs bundles, say whose bundles this host takes",
     "tune-baseline": "search a policy's knobs on a suite of scenarios",
 }
 DONE, ANSWER_IS_NO, WRONG_INPUT = 0, 1, 2
