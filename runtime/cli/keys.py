@@ -10,7 +10,7 @@ from pathlib import Path
 
 from foreshare.policies.errors import InputError
 
-from ..keys import PRIVATE, Keys, read_public
+from foreshare.runtime.keys import PRIVATE, Keys, read_public
 from .main import Parser
 
 

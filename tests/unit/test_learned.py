@@ -139,12 +139,12 @@ def claiming(shape: tuple[int, ...]) -> bytes:
     return out.getvalue()
 
 
-class Opened(Exception):
+class OpenedError(Exception):
     """The attack worked."""
 
 
 def explode() -> None:
-    raise Opened
+    raise OpenedError
 
 
 class Mine:

@@ -1,0 +1,177 @@
+"""From a trained network to a bundle: torch, ONNX, the parity gate, the manifest, the signature."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import foreshare.envs
+import foreshare.policies
+from foreshare.envs.agent import Float32Array
+from foreshare.envs.simulator.suites import SIMULATOR_VERSION, content_hash, load_suite, suite_hash, suite_names
+from foreshare.policies.errors import InputError
+from foreshare.policies.features import HOST_FEATURES, VERSION, VM_FEATURES, schema_hash
+from foreshare.policies.learned.bundle import FILES, MANIFEST, NPZ, ONNX, SIGNATURE, is_bundle, manifest_text
+from foreshare.policies.learned.network import Network
+from foreshare.policies.registry import LEARNED_BASE, tuned_knobs
+from foreshare.training.evaluate_cache import code_version
+
+from .onnx_graph import INPUTS, OUTPUT, onnx_of
+from .parity import SIZES, TOLERANCE, Case, Forward, cases, check_parity
+
+Sign = Callable[[bytes], bytes]
+"""Takes a manifest, returns manifest.sig."""
+_VERSIONED = ("foreshare", "numpy", "torch", "onnx", "onnxruntime", "ray", "mlflow")
+_CODE = {
+    "guard": ("policies/guard.py", "policies/compiled/guard.c", "policies/rounding.py", "policies/allocators/corrected.py"),
+    "delay_model": ("envs/simulator/host.py", "envs/simulator/model.py"),
+    "base": ("policies/allocators/triage.py", "policies/backlog_forecast.py", "policies/compiled/share.c"),
+    "features": ("policies/features.py",),
+}  # fmt: skip
+"""Parts of the code that a network is at home in; ``env`` is all of it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """Where a network comes from, for its manifest: JSON values."""
+
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """What was trained how: command, seed, steps, suites."""
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+    """How it did: ``foreshare evaluate --json``."""
+
+
+def forms(network: Network, model: bytes) -> dict[str, Forward]:
+    """Return the network in torch, and in onnxruntime as ``model`` has it."""
+    import onnxruntime
+    import torch
+
+    from foreshare.training.network_torch import NetworkModule
+
+    module = NetworkModule(network).eval()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def in_torch(vms: Float32Array, mask: Float32Array, host: Float32Array) -> Float32Array:
+        with torch.inference_mode():
+            out: Float32Array = module(*(torch.from_numpy(x) for x in (vms, mask, host))).numpy()
+        return out
+
+    def in_onnx(vms: Float32Array, mask: Float32Array, host: Float32Array) -> Float32Array:
+        out: Float32Array = session.run([OUTPUT], dict(zip(INPUTS, (vms, mask, host), strict=True)))[0]
+        return out
+
+    return {"torch": in_torch, "onnxruntime": in_onnx}
+
+
+def contents_of(
+    network: Network, facts: Facts, sign: Sign, *, model: bytes | None = None, on: list[Case] | None = None
+) -> dict[str, bytes]:
+    """Return the files of a signed bundle. Raises ParityError where the network's forms do not agree.
+
+    ``model``: the ONNX form if there is one already; ``on``: what to compare the forms on.
+    """
+    model = onnx_of(network) if model is None else model
+    worst = check_parity(network, forms(network, model), cases(network) if on is None else on)
+    parity = {"sizes": list(SIZES), "tolerance": TOLERANCE, "worst": worst}
+    manifest = manifest_text(network, model, _origin() | {
+        "training": dict(facts.training), "evaluation": dict(facts.evaluation), "parity": parity,
+    })  # fmt: skip
+    contents = {NPZ: network.packed(), ONNX: model, MANIFEST: manifest, SIGNATURE: sign(manifest)}
+    for name, most in FILES.items():
+        if len(contents[name]) > most:
+            raise InputError(f"{name} of {len(contents[name])} bytes is too long for a bundle: at most {most}")
+    return contents
+
+
+def export(network: Network, out: Path, facts: Facts, sign: Sign) -> dict[str, Any]:
+    """Write a bundle into ``out``, which must not exist or be empty, or hold a bundle to be replaced.
+
+    The folder is there whole or not at all. Returns what was found. Raises ParityError, InputError.
+    """
+    check_out(out)
+    contents = contents_of(network, facts, sign)
+    write_bundle(contents, out)
+    return {"out": str(out), "sha256": content_sha256(contents), "bytes": sum(map(len, contents.values()))}
+
+
+def check_out(out: Path) -> None:
+    """Raise InputError where no bundle can be put at ``out``: said before work, not after."""
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and (is_bundle(out) or not any(out.iterdir())))):
+        raise InputError(f"--out {out}: is there, and is no bundle; name a folder that is not")
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        raise InputError(f"--out {out}: the folder {out.parent} cannot be written")
+
+
+def write_bundle(contents: Mapping[str, bytes], out: Path) -> None:
+    """Put a bundle at ``out``. One that is replaced is gone for a moment; hosts get theirs by ``foreshare pull``."""
+    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        fresh.chmod(0o755)
+        for name, data in contents.items():
+            (fresh / name).write_bytes(data)
+        if out.is_dir():
+            shutil.rmtree(out)
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def content_sha256(contents: Mapping[str, bytes]) -> str:
+    """Return the identity of a bundle: the SHA-256 of its manifest."""
+    return hashlib.sha256(contents[MANIFEST]).hexdigest()
+
+
+def _origin() -> dict[str, Any]:
+    """Return when, from what code and with what libraries a bundle was made."""
+    units = {f.name: f.unit for f in (*VM_FEATURES, *HOST_FEATURES)}
+    suites = {name: suite_hash(load_suite(name)) for name in suite_names()}
+    return {
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "features_version": VERSION, "units": units, "horizons_ms": [50, 100],
+        "hashes": {"env": code_version()} | {part: _code_hash(files) for part, files in _CODE.items()}
+        | {"base_knobs": content_hash(repr(tuned_knobs(LEARNED_BASE)))},
+        "suites": suites, "simulator_version": SIMULATOR_VERSION, "git_commit": git_commit(),
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in _VERSIONED},
+    }  # fmt: skip
+
+
+def _code_hash(files: tuple[str, ...]) -> str:
+    roots = {"policies": foreshare.policies, "envs": foreshare.envs}
+    texts = []
+    for name in files:
+        package, _, rest = name.partition("/")
+        texts.append([name, (Path(next(iter(roots[package].__path__))) / rest).read_text(encoding="utf-8")])
+    return content_hash(texts)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def git_commit() -> str:
+    """Return the commit of the tree that foreshare runs from, with ``+`` where it was changed; empty outside of one."""
+    where = Path(__file__).resolve().parent
+    try:
+        head, status = (
+            subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, check=True, timeout=30).stdout
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head.strip() + ("+" if status.strip() else "")
