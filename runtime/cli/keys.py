@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from foreshare.policies.errors import InputError
-
 from foreshare.runtime.keys import PRIVATE, Keys, read_public
+
 from .main import Parser
 
 

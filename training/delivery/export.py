@@ -20,7 +20,7 @@ import foreshare.policies
 from foreshare.envs.agent import Float32Array
 from foreshare.envs.simulator.suites import SIMULATOR_VERSION, content_hash, load_suite, suite_hash, suite_names
 from foreshare.policies.errors import InputError
-from foreshare.policies.features import HOST_FEATURES, VERSION, VM_FEATURES, schema_hash
+from foreshare.policies.features import HOST_FEATURES, VERSION, VM_FEATURES
 from foreshare.policies.learned.bundle import FILES, MANIFEST, NPZ, ONNX, SIGNATURE, is_bundle, manifest_text
 from foreshare.policies.learned.network import Network
 from foreshare.policies.registry import LEARNED_BASE, tuned_knobs
@@ -33,7 +33,8 @@ Sign = Callable[[bytes], bytes]
 """Takes a manifest, returns manifest.sig."""
 _VERSIONED = ("foreshare", "numpy", "torch", "onnx", "onnxruntime", "ray", "mlflow")
 _CODE = {
-    "guard": ("policies/guard.py", "policies/compiled/guard.c", "policies/rounding.py", "policies/allocators/corrected.py"),
+    "guard": ("policies/guard.py", "policies/compiled/guard.c", "policies/rounding.py"),
+    "correction": ("policies/allocators/corrected.py",),
     "delay_model": ("envs/simulator/host.py", "envs/simulator/model.py"),
     "base": ("policies/allocators/triage.py", "policies/backlog_forecast.py", "policies/compiled/share.c"),
     "features": ("policies/features.py",),
@@ -166,12 +167,14 @@ def _version(package: str) -> str:
 
 def git_commit() -> str:
     """Return the commit of the tree that foreshare runs from, with ``+`` where it was changed; empty outside of one."""
-    where = Path(__file__).resolve().parent
     try:
-        head, status = (
-            subprocess.run(["git", "-C", str(where), *words], capture_output=True, text=True, check=True, timeout=30).stdout
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
-        )  # fmt: skip
+        head, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):
         return ""
     return head.strip() + ("+" if status.strip() else "")
+
+
+def _git(*words: str) -> str:
+    where = str(Path(__file__).resolve().parent)
+    argv = ["git", "-C", where, *words]
+    return subprocess.run(argv, capture_output=True, text=True, check=True, timeout=30).stdout

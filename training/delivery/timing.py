@@ -1,0 +1,46 @@
+"""What a learned policy's say costs a tick, on a simulated host of 64 VMs: forecast apart, triage and network together."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from foreshare.envs.hal.simulated import SimulatedHal
+from foreshare.envs.simulator.scenario import load_scenario
+from foreshare.envs.world import HalWorld
+from foreshare.policies.decide import STAGES, UNHURRIED, DecideOptions
+from foreshare.policies.learned.network import Network
+from foreshare.policies.learned.policy import learned_mind
+from foreshare.policies.registry import LEARNED_BASE, make_mind
+
+VMS, TICKS, WARM_TICKS, ROUNDS = 64, 300, 30, 3
+BUDGET_US = DecideOptions().policy_budget_ns / 1000
+_DECIDE = STAGES.index("decide")
+
+
+def decide_us(network: Network) -> dict[str, float]:
+    """Return ``p50`` and ``p99`` of the decide stage, us: of the best of ROUNDS, as a busy machine only adds to them."""
+    hal = SimulatedHal(load_scenario("mixed", vms=VMS), seed=0)
+    world = HalWorld(
+        hal, lambda host: learned_mind(network, make_mind(LEARNED_BASE, host, UNHURRIED), UNHURRIED), hal.simulator.tick_ns
+    )  # fmt: skip
+    world.mind.clock_ns = time.perf_counter_ns
+    rounds = []
+    for _ in range(ROUNDS):
+        taken = []
+        for _ in range(TICKS):
+            world.sense()
+            world.act()
+            taken.append(int(world.mind.stage_ns[_DECIDE]))
+        rounds.append(np.percentile(taken[WARM_TICKS:], (50, 99)) / 1000)
+    world.close()
+    best = min(rounds, key=lambda x: float(x[1]))
+    return {"p50": round(float(best[0]), 1), "p99": round(float(best[1]), 1)}
+
+
+def too_slow(found: dict[str, float]) -> list[str]:
+    """Return why a policy that took so long cannot run on a host; none if it can."""
+    if found["p99"] <= BUDGET_US:
+        return []
+    return [f"it decides in {found['p99']:.0f} us at p99 with {VMS} VMs, at most {BUDGET_US:.0f}"]
