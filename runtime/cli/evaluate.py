@@ -53,7 +53,7 @@ def execute(args: argparse.Namespace) -> int:
     suite = load_suite(args.suite)
     cache = None if args.cache == "none" else Path(args.cache) if args.cache else default_cache()
     jobs = args.jobs or cpus()
-    with _progress(f"{suite.name}: {len(policies)} policies x {args.seeds} seeds") as tell:
+    with show_progress(f"{suite.name}: {len(policies)} policies x {args.seeds} seeds") as tell:
         result = evaluate(
             suite, policies, args.seeds, jobs=jobs, cache=cache, progress=tell, plain_only=args.plain_only
         )
@@ -73,7 +73,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int, int], None]]:
+def show_progress(title: str) -> Iterator[Callable[[int, int, int], None]]:
     """Yield what shows progress on stderr: a bar on a terminal, a line for every tenth elsewhere."""
     if sys.stderr.isatty():
         from rich.console import Console

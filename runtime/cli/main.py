@@ -21,6 +21,11 @@ _VERBS = {
     "simulate": "run one simulated scenario and watch it",
     "evaluate": "compare policies on a suite of scenarios",
     "forecast": "fit forecasters to recordings, judge them, bring public traces in",
+    "export": "make a signed bundle of a trained network",
+    "models": "list the bundles in the registry",
+    "promote": "make a bundle the champion, if the evidence says so",
+    "rollback": "let the previous champion be the champion again",
+    "pull": "fetch a bundle from the registry for this host",
     "keys": "make the key that signs bundles, say whose bundles this host takes",
     "tune-baseline": "search a policy's knobs on a suite of scenarios",
 }

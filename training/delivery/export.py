@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import json
 import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,7 +19,8 @@ from foreshare.envs.agent import Float32Array
 from foreshare.envs.simulator.suites import SIMULATOR_VERSION, content_hash, load_suite, suite_hash, suite_names
 from foreshare.policies.errors import InputError
 from foreshare.policies.features import HOST_FEATURES, VERSION, VM_FEATURES
-from foreshare.policies.learned.bundle import FILES, MANIFEST, NPZ, ONNX, SIGNATURE, is_bundle, manifest_text
+from foreshare.policies.learned.bundle import FILES, MANIFEST, NPZ, ONNX, SIGNATURE, manifest_text
+from foreshare.policies.learned.lay import check_place, lay
 from foreshare.policies.learned.network import Network
 from foreshare.policies.registry import LEARNED_BASE, tuned_knobs
 from foreshare.training.evaluate_cache import code_version
@@ -29,6 +28,8 @@ from foreshare.training.evaluate_cache import code_version
 from .onnx_graph import INPUTS, OUTPUT, onnx_of
 from .parity import SIZES, TOLERANCE, Case, Forward, cases, check_parity
 
+RESULT = "result.json"
+"""What a training says about itself, in its folder."""
 Sign = Callable[[bytes], bytes]
 """Takes a manifest, returns manifest.sig."""
 _VERSIONED = ("foreshare", "numpy", "torch", "onnx", "onnxruntime", "ray", "mlflow")
@@ -102,32 +103,56 @@ def export(network: Network, out: Path, facts: Facts, sign: Sign) -> dict[str, A
 
     The folder is there whole or not at all. Returns what was found. Raises ParityError, InputError.
     """
-    check_out(out)
+    check_place(out)
     contents = contents_of(network, facts, sign)
-    write_bundle(contents, out)
+    lay(contents, out)
     return {"out": str(out), "sha256": content_sha256(contents), "bytes": sum(map(len, contents.values()))}
 
 
-def check_out(out: Path) -> None:
-    """Raise InputError where no bundle can be put at ``out``: said before work, not after."""
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and (is_bundle(out) or not any(out.iterdir())))):
-        raise InputError(f"--out {out}: is there, and is no bundle; name a folder that is not")
-    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
-        raise InputError(f"--out {out}: the folder {out.parent} cannot be written")
+def read_run(run: Path) -> tuple[Network, dict[str, Any]]:
+    """Return the network of a training's folder, or of an .npz file, and what is known about its training.
+
+    Of a folder: ``policy.npz``, and ``result.json`` if it is there. Raises InputError.
+    """
+    if not run.is_dir():
+        return Network.load(run), {}
+    told = run / RESULT
+    return Network.load(run / NPZ), read_json(told) if told.exists() else {}
 
 
-def write_bundle(contents: Mapping[str, bytes], out: Path) -> None:
-    """Put a bundle at ``out``. One that is replaced is gone for a moment; hosts get theirs by ``foreshare pull``."""
-    fresh = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises InputError."""
     try:
-        fresh.chmod(0o755)
-        for name, data in contents.items():
-            (fresh / name).write_bytes(data)
-        if out.is_dir():
-            shutil.rmtree(out)
-        fresh.rename(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise InputError(f"{path}: {e.strerror}") from e
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{path} is not JSON") from e
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object")
+    return found
+
+
+def evaluation_of(network: Network, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an evaluation (``foreshare evaluate --json``) that goes into the network's manifest.
+
+    ``policy`` are its own figures by load, ``others`` V of whom it was compared with. Raises InputError where the table
+    is not of this network, or not of this version's code.
+    """
+    own = content_hash(
+        ["learned", hashlib.sha256(network.packed()).hexdigest(), repr(tuned_knobs(LEARNED_BASE)), code_version()]
+    )
+    rows, identities = table.get("policies"), table.get("policy_hash")
+    if not isinstance(rows, dict) or not isinstance(identities, dict):
+        raise InputError("the evaluation is not what foreshare evaluate --json prints")
+    name = next((k for k, v in identities.items() if v == own), None)
+    if name is None:
+        raise InputError("the evaluation is not of this network, or of other code: run foreshare evaluate again")
+    others = {
+        k: {load: v["slo_violation_pct"] for load, v in by_load.items()} for k, by_load in rows.items() if k != name
+    }
+    about = {k: table.get(k) for k in ("suite", "suite_hash", "seeds", "code_version")}
+    return about | {"policy": rows[name], "others": others}
 
 
 def content_sha256(contents: Mapping[str, bytes]) -> str:
