@@ -8,7 +8,7 @@ differences paired (metrics.py). Every one of these must hold:
 - in no scenario, over all its loads, is it more than SCENARIO_POINTS above the rival's;
 - no larger share of VMs is starved, and no more reservations are broken, than with the rival and with tuned triage;
 - the policy decided in every tick itself;
-- at 64 VMs it decides within the budget that a host gives it.
+- with 64 VMs the median tick costs it no more CPU time than the budget that a host gives it (timing.py).
 """
 
 from __future__ import annotations
