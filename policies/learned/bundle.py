@@ -99,9 +99,10 @@ def _read(folder: int, name: str, most: int, where: str) -> bytes:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError as e:
         raise BundleError(f"{where}/{name} is no plain file, or may not be read: {e.strerror}") from e
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise BundleError(f"{where}/{name} is no plain file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise BundleError(f"{where}/{name} is no plain file")
         data = file.read(most + 1)
     if len(data) > most:
         raise BundleError(f"{where}/{name} has more than {most} bytes")
