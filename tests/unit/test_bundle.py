@@ -348,7 +348,7 @@ def test_killed_at_any_moment_it_leaves_a_whole_bundle(files: Files, keys: Keys,
     other = bundle_files(Network.random(9, Widths(0, 0, 0)), keys)
     lay(files, at)
     both = [str(write(files, tmp_path / "one")), str(write(other, tmp_path / "other"))]
-    for attempt in range(5):
+    for attempt in range(3):
         child = subprocess.Popen([sys.executable, "-c", LAY_FOR_EVER, str(at), *both])
         first = at.stat().st_ino
         until = time.monotonic() + 60

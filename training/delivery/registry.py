@@ -18,7 +18,7 @@ import socket
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -170,12 +170,13 @@ class Registry:
         if not self._reach(make=make):
             yield None
             return
-        with warnings.catch_warnings(), _quiet_logs():
+        with warnings.catch_warnings(), _quiet_logs() as hush:
             warnings.simplefilter("ignore")  # what MLflow has to say about the libraries that it uses
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
             from sqlalchemy.exc import SQLAlchemyError
 
+            hush()  # it has set its own level while it was imported
             try:
                 if self._client is None:
                     self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
@@ -224,13 +225,17 @@ def _connect(uri: str) -> None:
 
 
 @contextmanager
-def _quiet_logs() -> Iterator[None]:
+def _quiet_logs() -> Iterator[Callable[[], None]]:
     loggers = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+
+    def hush() -> None:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+
+    hush()
     try:
-        yield
+        yield hush
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
