@@ -40,8 +40,11 @@ BUNDLE = "bundle"
 """The folder of a version's run that holds it."""
 _TAG = "foreshare."
 _SQLITE = "sqlite:///"
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-"""MLflow's own is hours."""
+_MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}  # fmt: skip
+"""MLflow's own patience is hours, and it draws a bar for every file."""
 _REACH_S = 5.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -165,7 +168,7 @@ class Registry:
     @contextmanager
     def _asking(self, *, make: bool) -> Iterator[MlflowClient | None]:
         """Yield the client, None where there is no registry and none is to be made; its errors become ours."""
-        for key, value in _PATIENCE.items():
+        for key, value in _MANNERS.items():
             os.environ.setdefault(key, value)
         if not self._reach(make=make):
             yield None
