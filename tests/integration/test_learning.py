@@ -43,7 +43,7 @@ from foreshare.training.learning.scenes import HURRY, hurrying, normalised, scen
 from foreshare.training.learning.state import load
 from foreshare.training.learning.train import TrainOptions, train
 
-pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(300)]  # Ray's and MLflow's
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(900)]  # Ray's and MLflow's
 SCENES = ScenesConfig(suite="smoke", most_vms=12, ticks=12, warm_ticks=4, drawn_share=0.25)
 TINY = TrainConfig(
     steps=4000, scenes=SCENES, network=NetworkConfig(encoder=5, context=4, head=6),
