@@ -61,7 +61,7 @@ class Bundle:
 
 def actions() -> dict[str, Any]:
     """Return what a network's outputs mean; a bundle whose manifest says otherwise is refused."""
-    return {"outputs": ["all", *RESOURCES][:ACTIONS], "limit": LIMIT, "base": "triage"}
+    return {"outputs": ["standing", *RESOURCES][:ACTIONS], "limit": LIMIT, "base": "triage"}
 
 
 def read_bundle(folder: str | os.PathLike[str], verify: Verify) -> Bundle:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from foreshare.policies.allocators import Allocator, Request
+from foreshare.policies.allocators import Request, Triage
 from foreshare.policies.allocators.corrected import LIMIT, Corrected
 from foreshare.policies.decide import DecideOptions, Mind
 from foreshare.policies.errors import InputError
@@ -25,20 +25,20 @@ from .network import Network
 class Learned:
     """Corrects ``base`` as ``network`` says. Must be attached to the mind that asks it."""
 
-    def __init__(self, base: Allocator, network: Network, name: str = "learned") -> None:
+    def __init__(self, base: Triage, network: Network, name: str = "learned") -> None:
         self.name, self.network, self.batched = name, network, base.batched
         self._corrected = Corrected(base)
         self._mind: Mind | None = None
         self._encoder: Encoder | None = None
 
     @property
-    def base(self) -> Allocator:
+    def base(self) -> Triage:
         """What it corrects."""
         return self._corrected.base
 
     def attach(self, mind: Mind) -> None:
         """See from now on what ``mind`` knows."""
-        self._mind, self._encoder = mind, Encoder(mind)
+        self._mind, self._encoder = mind, Encoder(mind, mind.options.tick_ms)
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~..allocators.Allocator`. Raises InputError where nobody attached it."""
@@ -58,7 +58,12 @@ class Learned:
 
 
 def learned_mind(network: Network, inner: Mind, options: DecideOptions | None = None, name: str = "learned") -> Mind:
-    """Return a mind that decides as ``network`` corrects what ``inner``, the mind of a base policy, would decide."""
+    """Return a mind that decides as ``network`` corrects what ``inner``, the mind of a base policy, would decide.
+
+    Raises InputError where ``inner`` does not decide by triage.
+    """
+    if not isinstance(inner.policy, Triage):
+        raise InputError(f"policy {inner.policy.name!r} takes no corrections")
     policy = Learned(inner.policy, network, name)
     mind = Mind(inner.host, inner.forecaster, policy, options)
     policy.attach(mind)

@@ -32,7 +32,7 @@ OURS = [c for c in COMMANDS if c not in MAKE]
 NEEDS_CGROUPS = ("host.toml", "--hal linux")
 FORECAST = [c for c in OURS if "foreshare forecast" in c or "--out simulated" in c]
 """The first records what the others read."""
-DELIVERY = [c for c in OURS if re.search(r"\b(keys|candidate|models|pull)\b", c)]
+DELIVERY = [c for c in OURS if re.search(r"foreshare (keys|models|pull)\b|\bcandidate\b", c)]
 """A network's way to a host, each step of which needs the one before."""
 ANYWHERE = [
     c for c in OURS
