@@ -1,4 +1,4 @@
-from numpy import uint8
+from numpy import float32, uint8
 from numpy.typing import NDArray
 
 from .host import BoolArray, FloatArray, IntArray
@@ -81,5 +81,16 @@ def follow(
     mean: FloatArray,
     upper: FloatArray,
     clearing: FloatArray,
+    /,
+) -> None: ...
+def network(
+    widths: IntArray,
+    hosts: int,
+    n: int,
+    weights: NDArray[float32],
+    vms: NDArray[float32],
+    there: BoolArray,
+    host: NDArray[float32],
+    out: NDArray[float32],
     /,
 ) -> None: ...

@@ -44,6 +44,8 @@ class DecideOptions:
     """VMs ask for this multiple of the upper end of their forecast."""
     policy_budget_ns: int = 600_000
     """A policy that took longer than this loses the tick."""
+    tick_ms: float = 10.0
+    """Time between decisions: features count latency targets in ticks."""
     expires_ticks: int = 2
     """A policy's answer to an earlier tick may stand in for a late one for so many ticks; 0: never."""
     guard: GuardOptions = field(default_factory=GuardOptions)

@@ -32,6 +32,8 @@ from .decide import DecideOptions, Mind
 from .errors import InputError
 from .forecast import Ewma, EwmaKnobs, Forecaster, LastValue
 from .host import Host
+from .learned.policy import learned_mind
+from .learned.source import is_learned, read_network
 from .tuned import TUNED
 
 Parts = tuple[Callable[[Host], Forecaster], Callable[[], Allocator]]
@@ -108,6 +110,8 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
     "bayesian": _parts("bayesian", "Bayesian optimisation over whole partitions (CLITE-like)"),
 }
 DEFAULT = "triage"
+LEARNED_BASE = "triage"
+"""What learned policies correct."""
 
 
 def is_plug_in(name: str) -> bool:
@@ -119,10 +123,15 @@ def is_plug_in(name: str) -> bool:
 def make_mind(name: str, host: Host, options: DecideOptions | None = None, *, knobs: Any = None) -> Mind:
     """Return a mind that decides by the named policy, with its tuned knobs unless others are given.
 
-    Raises InputError for a name that does not exist, or knobs that are not this policy's.
+    A learned policy is named as learned/source.py says. Raises InputError for a name that does not exist, or knobs that
+    are not this policy's.
     """
+    if name not in POLICIES and is_learned(name):
+        if knobs is not None:
+            raise InputError(f"policy {name!r} is learned: it has no knobs")
+        return learned_mind(read_network(name), make_mind(LEARNED_BASE, host, options), options, name)
     if name not in POLICIES:
-        raise InputError(f"no policy named {name!r}; there are {', '.join(POLICIES)}")
+        raise InputError(f"no policy named {name!r}; there are {', '.join(POLICIES)}, champion, or a bundle's folder")
     forecaster, allocator, _ = POLICIES[name]
     if knobs is not None:
         if name not in KNOBS or type(knobs) is not KNOBS[name][0]:

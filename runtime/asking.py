@@ -1,7 +1,8 @@
 """From a policy's name to a mind that asks it: by calling it, or in a process of its own.
 
 Our own allocators are called: they are numpy on arrays of bounded size, bounded in time, and tested with every reading
-that there can be. Whatever else is named, ``package.module:callable``, is somebody's code, and has its own process.
+that there can be. So are learned policies: a bundle holds numbers, no code. Whatever else is named,
+``package.module:callable``, is somebody's code, and has its own process.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ from foreshare.policies.allocators import Allocator, Request
 from foreshare.policies.decide import DecideOptions, Mind
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import Host, IntArray
-from foreshare.policies.registry import POLICIES, is_plug_in, make_mind
+from foreshare.policies.learned.bundle import Bundle, read_bundle
+from foreshare.policies.learned.champion import shipped
+from foreshare.policies.learned.policy import learned_mind
+from foreshare.policies.learned.source import CHAMPION, is_learned
+from foreshare.policies.registry import LEARNED_BASE, POLICIES, is_plug_in, make_mind
 
+from .keys import Keys
 from .policy_process import PolicyProcess, ProcessOptions
 
 Where = Literal["auto", "inline", "process"]
@@ -37,10 +43,26 @@ class Elsewhere:
 
 
 def check_policy(policy: str) -> str:
-    """Return ``policy`` if it is one of ours or can be a plug-in. Raises InputError."""
-    if policy not in POLICIES and not is_plug_in(policy):
-        raise InputError(f"no policy named {policy!r}; there are {', '.join(POLICIES)}, or package.module:callable")
+    """Return ``policy`` if it is one of ours, a bundle that this host takes, or can be a plug-in. Raises InputError."""
+    if policy in POLICIES or is_plug_in(policy):
+        return policy
+    if not is_learned(policy):
+        others = "champion, a bundle's folder or package.module:callable"
+        raise InputError(f"no policy named {policy!r}; there are {', '.join(POLICIES)}, {others}")
+    open_bundle(policy)
     return policy
+
+
+def open_bundle(policy: str, keys: Keys | None = None) -> Bundle:
+    """Return the bundle that ``policy`` names, verified: the champion that ships, or one signed by whom ``keys`` trust.
+
+    Raises BundleError (SchemaError for other features) where there is none that this host may run.
+    """
+    if policy == CHAMPION:
+        return shipped()
+    if policy.endswith(".npz"):
+        raise InputError(f"{policy} is a network that nobody signed; make a bundle of it: foreshare export")
+    return read_bundle(policy, (keys or Keys()).verify)
 
 
 def open_mind(
@@ -50,6 +72,10 @@ def open_mind(
 
     Raises InputError for a policy that does not exist or cannot be loaded.
     """
+    if policy not in POLICIES and is_learned(policy):
+        if where == "process":
+            raise InputError(f"policy {policy} sees what only the loop knows: it cannot live in a process of its own")
+        return learned_mind(open_bundle(policy).network, make_mind(LEARNED_BASE, host, options), options, policy)
     check_policy(policy)
     plug_in = is_plug_in(policy)
     if where == "inline" or (where == "auto" and not plug_in):

@@ -80,8 +80,8 @@ def decide_options(hal: Hal, tick_ms: float) -> DecideOptions:
     How long this machine took would else decide who decides, and the same seed would not give the same run.
     """
     if isinstance(hal.clock, VirtualClock):
-        return UNHURRIED
-    return DecideOptions(policy_budget_ns=round(POLICY_SHARE * tick_ms * 1e6))
+        return replace(UNHURRIED, tick_ms=tick_ms)
+    return DecideOptions(policy_budget_ns=round(POLICY_SHARE * tick_ms * 1e6), tick_ms=tick_ms)
 
 
 @contextmanager
@@ -285,7 +285,8 @@ def dry_run(choice: HalChoice, policy: str, policy_in: Where = "auto") -> list[s
     hal = open_hal(replace(choice, read_only=True))
     try:
         host = Host(hal.topology, hal.vms)
-        with closing(open_mind(policy, host, UNHURRIED, policy_in, virtual_time=True)) as mind:
+        decide = replace(UNHURRIED, tick_ms=choice.tick_ms)
+        with closing(open_mind(policy, host, decide, policy_in, virtual_time=True)) as mind:
             held = Placement.empty(len(host), host.topology.cpus)
             hal.read_back(held)
             mind.adopt(held)

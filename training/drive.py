@@ -20,6 +20,7 @@ from foreshare.envs.world import HalWorld, SimulatedWorld
 from foreshare.policies.decide import UNHURRIED, Decision, Mind
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import FloatArray, Host, R
+from foreshare.policies.learned.source import is_learned
 from foreshare.policies.registry import POLICIES, make_mind
 
 TICK_MS = 10.0
@@ -32,7 +33,7 @@ def can_run_together(policy: str) -> bool:
     """Return whether seeds of this policy can run side by side. Raises InputError for a name that does not exist."""
     if policy.startswith(ORACLE_PREFIX):
         return False
-    if policy not in POLICIES:
+    if policy not in POLICIES and not is_learned(policy):
         raise InputError(f"no policy named {policy!r}; there are {', '.join(POLICIES)}")
     return True
 

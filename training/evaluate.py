@@ -76,7 +76,29 @@ def evaluate(
     progress: Progress | None = None,
     plain_only: bool = False,
 ) -> dict[str, Any]:
-    """Return every figure as JSON values: the keys of ``foreshare evaluate --json``.
+    """Return every figure as JSON values: the keys of ``foreshare evaluate --json``. See :func:`collect`."""
+    results = collect(suite, policies, seeds, jobs=jobs, cache=cache, progress=progress, plain_only=plain_only)
+    return {
+        "suite": suite.name,
+        "suite_hash": suite_hash(suite),
+        "seeds": seeds,
+        "code_version": code_version(),
+        "policy_hash": {policy: policy_identity(policy) for policy in policies},
+        **summarise(results),
+    }
+
+
+def collect(
+    suite: Suite,
+    policies: Sequence[str],
+    seeds: int,
+    *,
+    jobs: int = 0,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    plain_only: bool = False,
+) -> Results:
+    """Return the figures of every single run.
 
     ``plain_only``: without EMU and convergence, at half the cost. ``jobs`` processes; 0: in this one. ``cache``: where
     results are kept; None: nowhere. Raises InputError for a policy that does not exist, or nothing to run.
@@ -85,7 +107,8 @@ def evaluate(
         raise InputError("name at least one policy, and each once")
     if seeds < 1 or not 0 <= jobs <= MAX_JOBS:
         raise InputError(f"{seeds} seeds in {jobs} processes cannot be run")
-    identities = {policy: policy_identity(policy) for policy in policies}
+    for policy in policies:
+        policy_identity(policy)
     planned = plan_runs(suite, policies, seeds, plain_only=plain_only)
     store, results = ResultStore(cache), Results(suite, tuple(policies), seeds)
     missing: list[tuple[tuple[str, str, int], Run, str]] = []
@@ -106,14 +129,7 @@ def evaluate(
         results.add(at, run, result)
         done += 1
         tell(done, cached, len(planned))
-    return {
-        "suite": suite.name,
-        "suite_hash": suite_hash(suite),
-        "seeds": seeds,
-        "code_version": code_version(),
-        "policy_hash": identities,
-        **summarise(results),
-    }
+    return results
 
 
 def _together(runs: Sequence[Run]) -> list[list[int]]:

@@ -22,7 +22,8 @@ import foreshare.policies
 from foreshare.envs.simulator.suites import SIMULATOR_VERSION, content_hash, scenario_text
 from foreshare.policies import kernel
 from foreshare.policies.errors import InputError
-from foreshare.policies.registry import KNOBS, POLICIES, tuned_knobs
+from foreshare.policies.learned.source import is_learned, network_identity
+from foreshare.policies.registry import KNOBS, LEARNED_BASE, POLICIES, tuned_knobs
 
 from .drive import ORACLE_PREFIX
 from .evaluate_run import Measured, Run
@@ -61,9 +62,18 @@ def policy_names(wanted: str) -> tuple[str, ...]:
     return (*POLICIES, *ORACLES)
 
 
-@functools.cache
 def policy_identity(name: str) -> str:
-    """Return the hash of a policy: its name, its knobs and the code. Raises InputError for a name that is none."""
+    """Return the hash of a policy: its name, its knobs (a network's weights instead) and the code.
+
+    Raises InputError for a name that is none, and for a network that is damaged.
+    """
+    if name not in POLICIES and is_learned(name):
+        return content_hash(["learned", network_identity(name), repr(tuned_knobs(LEARNED_BASE)), code_version()])
+    return _named_identity(name)
+
+
+@functools.cache
+def _named_identity(name: str) -> str:
     if name not in policy_names(name):
         raise InputError(f"no policy named {name!r}; there are {', '.join(policy_names(ORACLE_PREFIX))}")
     knobs = repr(sorted(asdict(tuned_knobs(name)).items())) if name in KNOBS else ""

@@ -84,4 +84,14 @@ typedef struct {
 void follow(const tables_t *t, const follow_knobs_t *k, const double *demand, const double *backlog, follow_t *f,
             double *mean, double *upper, double *clearing);
 
+/* network.c */
+typedef struct {
+    int64_t f, g, e, c, d, a; /* widths, as policies/learned/weights.py calls them */
+    const float *weights;     /* as policies/learned/network.py packs them */
+} network_t;
+int64_t network_floats(const network_t *m);            /* in weights */
+int64_t network_room(const network_t *m, int64_t n);   /* floats to work in */
+void network(const network_t *m, int64_t n, const float *vms, const bool *there, const float *host, float *room,
+             float *out);
+
 #endif

@@ -219,9 +219,38 @@ static PyObject *py_follow(PyObject *self, PyObject *const *args, Py_ssize_t cou
     return finish(&c, none());
 }
 
+/* Widths, weights, VMs, hosts: a network knows nothing of tables. */
+static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    enum { MOST = 1 << 12 };
+    buffers_t b = {.count = 0, .failed = false};
+    if (!counted(count, 8)) return NULL;
+    const int64_t *w = take(&b, args[0], 'l', 6, false);
+    Py_ssize_t hosts = PyLong_AsSsize_t(args[1]), n = PyLong_AsSsize_t(args[2]);
+    if (!w || PyErr_Occurred()) return let_go(&b, NULL);
+    bool fits = hosts >= 0 && n >= 0 && hosts <= INT32_MAX && n <= INT32_MAX / MOST;
+    for (int i = 0; i < 6; i++) fits = fits && w[i] >= 0 && w[i] <= MOST;
+    if (!fits) {
+        PyErr_SetString(PyExc_ValueError, "no network and no hosts are so large");
+        return let_go(&b, NULL);
+    }
+    network_t m = {.f = w[0], .g = w[1], .e = w[2], .c = w[3], .d = w[4], .a = w[5]};
+    m.weights = take(&b, args[3], 'f', (Py_ssize_t)network_floats(&m), false);
+    const float *vms = take(&b, args[4], 'f', hosts * n * (Py_ssize_t)m.f, false);
+    const bool *there = take(&b, args[5], '?', hosts * n, false);
+    const float *host = take(&b, args[6], 'f', hosts * (Py_ssize_t)m.g, false);
+    float *out = take(&b, args[7], 'f', hosts * n * (Py_ssize_t)m.a, true);
+    float *room = b.failed ? NULL : malloc(sizeof *room * (size_t)(network_room(&m, n) + 1));
+    if (!b.failed && !room) PyErr_NoMemory();
+    for (Py_ssize_t h = 0; room && h < hosts; h++)
+        network(&m, n, vms + h * n * m.f, there + h * n, host + h * m.g, room, out + h * n * m.a);
+    free(room);
+    return let_go(&b, none());
+}
+
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
-                                METHOD(estimate),   METHOD(follow),        METHOD(room_left), {NULL, NULL, 0, NULL}};
+                                METHOD(estimate),   METHOD(follow),        METHOD(room_left),
+                                METHOD(network),    {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

@@ -10,6 +10,9 @@ With ``x = (raw - mean) * scale`` of a VM's features and ``g`` likewise of the h
 VMs under a mask of 0 are in no mean and no maximum, and get 0; where there is no VM, mean and maximum are 0. This is
 the form of the sets of Zaheer et al. 2017 (Deep Sets, NeurIPS): VMs in another order get the same in that order.
 
+The compiled form (compiled/network.c) works out a VM in one order whoever stands beside it, so that padding changes
+nothing to the bit; the numpy form is the reference, and what runs where nothing was compiled.
+
 training/network_torch.py is the same network to be trained; that both agree is tested, and a gate of every export.
 """
 
@@ -23,10 +26,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from foreshare.policies import kernel
 from foreshare.policies.errors import InputError
+from foreshare.policies.host import IntArray
 
 from .weights import MOST_BYTES, NORMALISATION, Arrays, Float32Array, Widths, checked, packed, shapes, unpacked
 
+BLOCK = 8
+"""The compiled form goes over so many outputs at once: rows of weights are padded to a multiple of it."""
 ONE_CORE = 1 << 18
 """OpenBLAS spreads products of more multiplications than this over threads, and waits for them in a loop."""
 
@@ -42,6 +49,10 @@ class Network:
         self._pooled_w, self._whole_w = a["ctx_w"][: 2 * e], a["ctx_w"][2 * e :]
         self._code_w, self._context_w = a["head_w"][:e], a["head_w"][e:]
         self._shape: tuple[int, ...] | None = None
+        self._packed = _packed(a)
+        self._sizes: IntArray = np.array(
+            [len(a["vm_mean"]), len(a["host_mean"]), *self.widths, len(a["out_b"])], np.int64
+        )
 
     @classmethod
     def random(cls, seed: int, widths: Widths | None = None, *, gain: float = 1.0) -> Network:
@@ -100,6 +111,12 @@ class Network:
         A host's actions are the same to the bit whatever hosts stand beside it in a batch.
         """
         batch, n = vms.shape[:-2], vms.shape[-2]
+        if kernel.compiled is not None:
+            out = np.empty((*batch, n, self._sizes[-1]), np.float32)
+            there = np.ascontiguousarray(np.asarray(mask) > 0)
+            seen = np.ascontiguousarray(vms, np.float32), there, np.ascontiguousarray(host, np.float32)
+            kernel.compiled.network(self._sizes, int(np.prod(batch, dtype=np.int64)), n, self._packed, *seen, out)
+            return out
         if self._shape != vms.shape:
             self._bind(vms.shape)
         a, (e, c, d) = self.arrays, self.widths
@@ -164,3 +181,16 @@ class Network:
         most = max(ONE_CORE // max(w.size, 1), 1)
         for first in range(0, x.shape[-2], most):
             np.matmul(x[..., first : first + most, :], w, out=out[..., first : first + most, :])
+
+
+def _packed(a: Arrays) -> Float32Array:
+    """Return all arrays end to end, in the order in which compiled/network.c reads them."""
+    parts: list[Float32Array] = [a[name] for name in NORMALISATION]
+    for names in (("enc_b", "enc_w"), ("ctx_b", "ctx_w"), ("head_b", "head_w"), ("out_b", "out_w", "lin_w")):
+        for name in names:
+            rows = np.atleast_2d(a[name]) if a[name].size or a[name].ndim == 2 else np.zeros((1, 0), np.float32)
+            width = -(-rows.shape[1] // BLOCK) * BLOCK
+            padded = np.zeros((len(rows), width), np.float32)
+            padded[:, : rows.shape[1]] = rows
+            parts.append(padded.ravel())
+    return np.concatenate(parts)

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from foreshare.policies.learned.source import is_learned
 from foreshare.policies.registry import POLICIES
+from foreshare.runtime.asking import open_bundle
 
 from .values import cpus, whole, writable
 
@@ -22,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policies",
         default="static,forecast",
         metavar="A,B",
-        help=f"which, of {', '.join(POLICIES)}; all: all of these; for bounds oracle-state, -paying, -free",
+        help=f"which, of {', '.join(POLICIES)}; all: all of these; champion, a bundle's folder or a network's"
+        " .npz; for bounds oracle-state, -paying, -free",
     )
     parser.add_argument("--seeds", type=whole(1, 1000), default=3, metavar="K", help="seeds per scenario (default 3)")
     parser.add_argument(
@@ -42,12 +45,15 @@ def execute(args: argparse.Namespace) -> int:
 
     named = [p for p in args.policies.split(",") if p]
     policies = tuple(q for p in named for q in (POLICIES if p == "all" else (p,)))
+    for p in policies:
+        if p not in POLICIES and is_learned(p) and not p.endswith(".npz"):
+            open_bundle(p)
     if args.report is not None:
         writable("--report", args.report)
     suite = load_suite(args.suite)
     cache = None if args.cache == "none" else Path(args.cache) if args.cache else default_cache()
     jobs = args.jobs or cpus()
-    with _progress(f"{suite.name}: {len(policies)} policies x {args.seeds} seeds") as tell:
+    with show_progress(f"{suite.name}: {len(policies)} policies x {args.seeds} seeds") as tell:
         result = evaluate(
             suite, policies, args.seeds, jobs=jobs, cache=cache, progress=tell, plain_only=args.plain_only
         )
@@ -67,7 +73,7 @@ def execute(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int, int], None]]:
+def show_progress(title: str) -> Iterator[Callable[[int, int, int], None]]:
     """Yield what shows progress on stderr: a bar on a terminal, a line for every tenth elsewhere."""
     if sys.stderr.isatty():
         from rich.console import Console

@@ -42,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tick-ms", type=number(5, 1000, "ms"), metavar="MS", help="time between decisions (default 10)"
     )
-    parser.add_argument("--policy", metavar="NAME", help=f"who decides: {', '.join(POLICIES)} (default {DEFAULT})")
+    parser.add_argument(
+        "--policy", metavar="NAME",
+        help=f"who decides: {', '.join(POLICIES)}; champion, or a bundle's folder (default {DEFAULT})",
+    )  # fmt: skip
     parser.add_argument(
         "--policy-in", choices=WHERE,
         help="where it runs: inline, or in a process of its own; auto (default): plug-ins (package.module:callable) do",

@@ -32,6 +32,7 @@ from typing import Any, Final
 from foreshare.envs.hal.linux.spec import LinuxSpec
 from foreshare.envs.hal.spec import Amounts, VmSpec
 from foreshare.policies.errors import ConfigError
+from foreshare.policies.learned.source import is_learned
 from foreshare.policies.registry import is_plug_in
 
 from .schema import (
@@ -148,7 +149,8 @@ def _dotted(path: TomlPath) -> str:
 
 def _check(document: Document, policies: frozenset[str] | None, need_cgroups: bool) -> None:
     """Refuse what is wrong between keys that are fine one by one."""
-    if policies is not None and document.policy.name not in policies and not is_plug_in(document.policy.name):
+    name = document.policy.name
+    if policies is not None and name not in policies and not is_plug_in(name) and not is_learned(name):
         why = f"is {shown(document.policy.name)}, no such allocator; {did_you_mean(document.policy.name, policies)}"
         raise Refused(why, ("policy", "name"))
     _unique("io device", [d.device for d in document.host.io], ("host", "io"), "device")

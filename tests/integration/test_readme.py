@@ -17,6 +17,7 @@ import pytest
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.temporary import temporary_cgroups
 from foreshare.policies.errors import ForeshareError
+from foreshare.policies.learned import Network
 
 TREE = Path(__file__).resolve().parents[2]
 README = (TREE / "README.md").read_text(encoding="utf-8")
@@ -31,7 +32,12 @@ OURS = [c for c in COMMANDS if c not in MAKE]
 NEEDS_CGROUPS = ("host.toml", "--hal linux")
 FORECAST = [c for c in OURS if "foreshare forecast" in c or "--out simulated" in c]
 """The first records what the others read."""
-ANYWHERE = [c for c in OURS if not any(n in c for n in NEEDS_CGROUPS) and "trace" not in c and c not in FORECAST]
+DELIVERY = [c for c in OURS if re.search(r"foreshare (keys|models|pull)\b|\bcandidate\b", c)]
+"""A network's way to a host, each step of which needs the one before."""
+ANYWHERE = [
+    c for c in OURS
+    if not any(n in c for n in NEEDS_CGROUPS) and "trace" not in c and c not in FORECAST and c not in DELIVERY
+]  # fmt: skip
 
 
 def on_path() -> dict[str, str]:
@@ -83,6 +89,20 @@ def test_forecasting_in_its_order(folder: Path) -> None:
         done = run(command, folder)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         assert done.stdout.strip(), command
+
+
+@pytest.mark.timeout(400)
+def test_from_a_network_to_a_host_in_its_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORESHARE_KEYS", str(tmp_path / "keys"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    Network.random(1, gain=0.02).save(tmp_path / "runs" / "one" / "policy.npz")
+    assert len(DELIVERY) == 7
+    for command in DELIVERY:
+        done = run(command, tmp_path, 300)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert done.stdout.strip(), command
+    assert (tmp_path / "policy" / "manifest.sig").exists()
 
 
 @pytest.mark.timeout(400)

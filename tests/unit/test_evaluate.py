@@ -206,9 +206,9 @@ def test_every_part_of_a_run_is_in_its_key(suite: Suite, monkeypatch: pytest.Mon
     assert len(keys) == 9
     before = evaluate_cache.run_key(run)
     monkeypatch.setattr(evaluate_cache, "code_version", lambda: "edited")
-    evaluate_cache.policy_identity.cache_clear()
+    evaluate_cache._named_identity.cache_clear()
     assert evaluate_cache.run_key(run) != before
-    evaluate_cache.policy_identity.cache_clear()
+    evaluate_cache._named_identity.cache_clear()
 
 
 def test_knobs_are_part_of_a_policys_identity(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,9 +217,9 @@ def test_knobs_are_part_of_a_policys_identity(monkeypatch: pytest.MonkeyPatch) -
     before = evaluate_cache.policy_identity(tunable)
     name, value = next((k, v) for k, v in evaluate_cache.asdict(knobs).items() if isinstance(v, float))
     monkeypatch.setattr(evaluate_cache, "tuned_knobs", lambda _: replace(knobs, **{name: value * 1.01 + 0.001}))
-    evaluate_cache.policy_identity.cache_clear()
+    evaluate_cache._named_identity.cache_clear()
     after = evaluate_cache.policy_identity(tunable)
-    evaluate_cache.policy_identity.cache_clear()
+    evaluate_cache._named_identity.cache_clear()
     assert after != before
 
 

@@ -12,6 +12,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from bundles import bundle_files, make_keys, write
+
+from foreshare.policies.learned import Network
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"ray", "torch", "mlflow", "gymnasium", "pandas", "pyarrow", "matplotlib", "onnx", "onnxruntime", "libvirt"}
@@ -56,6 +59,16 @@ def test_a_run_on_the_simulated_host_loads_nothing_heavy(extra: list[str]) -> No
     if extra:
         assert json.loads(str(got["out"]))["ticks"] == 30
         assert "rich" not in got["modules"]  # type: ignore[operator] # see above
+
+
+def test_a_bundle_runs_without_what_made_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORESHARE_KEYS", str(tmp_path / "keys"))
+    folder = write(bundle_files(Network.random(0), make_keys(tmp_path / "keys")), tmp_path / "bundle")
+    got = answer(RUN, "run", "--policy", str(folder), "--ticks", "20", "--vms", "4", "--json")
+    assert got["code"] == 0
+    modules = set(got["modules"])  # type: ignore[call-overload] # a list
+    assert "cryptography" in modules
+    assert not HEAVY & modules
 
 
 def test_the_linux_backend_loads_nothing_heavy() -> None:
@@ -110,7 +123,7 @@ def test_the_wheel_holds_every_module_and_all_data(tmp_path: Path) -> None:
         f"foreshare/{path.relative_to(ROOT).as_posix()}"
         for folder in settings()["folders"]
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".pyi", ".c", ".h", ".toml", ".npz") or path.name == "py.typed"
+        if path.suffix in (".py", ".pyi", ".c", ".h", ".toml", ".npz", ".onnx", ".json") or path.name == "py.typed"
     }
     built = {name for name in names if name.endswith(".abi3.so")}
     assert names - built == wanted

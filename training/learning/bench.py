@@ -46,9 +46,13 @@ def bench_train(bench: TrainBench) -> dict[str, Any]:
     try:
         with ray_session():
             ours, plain = Ppo(config, network, 0), TorchLoop(replace(config), network, 0)
+
+            def ours_once() -> int:
+                return int(ours.iterate()["env_steps"])
+
             rates: dict[str, list[float]] = {"rllib": [], "torch": []}
             for i in range(bench.rounds + 1):
-                for name, iterate in (("rllib", lambda: int(ours.iterate()["env_steps"])), ("torch", plain.iterate)):
+                for name, iterate in (("rllib", ours_once), ("torch", plain.iterate)):
                     start = time.process_time()
                     steps = iterate()
                     if i:  # the first one warms up

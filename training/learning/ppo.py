@@ -95,7 +95,7 @@ class Ppo:
         ticks = self._config.scenes.ticks
         return {
             "env_steps": float(runners["num_env_steps_sampled"]),
-            "simulator_steps": float(self._steps - before),
+            "simulator_steps": float(max(self._steps - before, 0)),  # a runner that was lost counts from 0 again
             # What an episode pays in a tick is by how much its score is below 1.
             "train_score": 1.0 - float(runners["episode_return_mean"]) / ticks,
             "divergence": float(learners["mean_kl_loss"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -153,7 +153,8 @@ def train(options: TrainOptions, tell: Tell = lambda line: None, play: Play = pl
                     learner.close()
         return _conclude(config, progress, best, folder, tracker)
     except BaseException:
-        tracker.finish(failed=True)
+        with suppress(InputError):  # what happened first is what is said
+            tracker.finish(failed=True)
         raise
 
 

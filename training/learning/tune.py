@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,10 +138,12 @@ def search(options: TuneOptions, tell: Tell = lambda line: None) -> dict[str, An
                         checkpoint_config=tune.CheckpointConfig(num_to_keep=1),
                     ),
                 )  # fmt: skip
-            results = tuner.fit()
+            with redirect_stdout(sys.stderr):  # Tune says how it goes wherever it likes
+                results = tuner.fit()
         return _conclude(options, config, seed, folder, results, tracker, tell)
     except BaseException:
-        tracker.finish(failed=True)
+        with suppress(InputError):  # what happened first is what is said
+            tracker.finish(failed=True)
         raise
 
 

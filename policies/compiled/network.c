@@ -1,0 +1,110 @@
+/* The learned policy's network: policies/learned/network.py. A VM's numbers are worked out in one order, whoever stands
+ * beside it, so that padding and batches change nothing to the bit. */
+#include <string.h>
+
+#include "kernel.h"
+
+enum { LANES = 4, BLOCK = 2 * LANES };
+typedef float lanes_t __attribute__((vector_size(4 * LANES)));
+
+/* y[j] += sum over k of x[k] w[k][j], with rows of w and y padded to a multiple of BLOCK. */
+static void multiply(const float *x, int64_t count, const float *w, int64_t width, float *y) {
+    for (int64_t j = 0; j < width; j += BLOCK) {
+        lanes_t low, high, a, b;
+        memcpy(&low, y + j, sizeof low);
+        memcpy(&high, y + j + LANES, sizeof high);
+        for (int64_t k = 0; k < count; k++) {
+            const float *row = w + k * width + j;
+            memcpy(&a, row, sizeof a);
+            memcpy(&b, row + LANES, sizeof b);
+            low += x[k] * a;
+            high += x[k] * b;
+        }
+        memcpy(y + j, &low, sizeof low);
+        memcpy(y + j + LANES, &high, sizeof high);
+    }
+}
+
+/* tanh, to about 3e-7: a quotient of odd and even polynomials on [-9, 9], outside of which it is 1 in float. No
+ * library's tanhf: that takes five times as long, and its last bit depends on the library. ``width``: padded. */
+static void squash(float *y, int64_t width) {
+    static const float odd[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f,
+                                5.12229709037114e-08f,  1.48572235717979e-05f, 6.37261928875436e-04f,
+                                4.89352455891786e-03f};
+    static const float even[] = {1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f,
+                                 4.89352518554385e-03f};
+    for (int64_t j = 0; j < width; j += LANES) {
+        float *at = y + j;
+        lanes_t x, square, above, below;
+        for (int i = 0; i < LANES; i++) at[i] = at[i] < -9.0f ? -9.0f : at[i] > 9.0f ? 9.0f : at[i];
+        memcpy(&x, at, sizeof x);
+        square = x * x;
+        above = odd[0] * square + odd[1];
+        for (int i = 2; i < 7; i++) above = above * square + odd[i];
+        below = even[0] * square + even[1];
+        for (int i = 2; i < 4; i++) below = below * square + even[i];
+        x = x * above / below;
+        memcpy(at, &x, sizeof x);
+        for (int i = 0; i < LANES; i++) at[i] = at[i] < -1.0f ? -1.0f : at[i] > 1.0f ? 1.0f : at[i];
+    }
+}
+
+static int64_t padded(int64_t width) { return (width + BLOCK - 1) / BLOCK * BLOCK; }
+
+int64_t network_floats(const network_t *m) {
+    int64_t e = padded(m->e), c = padded(m->c), d = padded(m->d), a = padded(m->a);
+    return 2 * (m->f + m->g) + (1 + m->f) * e + (1 + 2 * m->e + m->g) * c + (1 + m->e + m->c) * d + (1 + m->d + m->f) * a;
+}
+
+int64_t network_room(const network_t *m, int64_t n) {
+    return n * (m->f + padded(m->e)) + 2 * m->e + m->g + padded(m->c) + 2 * padded(m->d) + padded(m->a);
+}
+
+void network(const network_t *m, int64_t n, const float *vms, const bool *there, const float *host, float *room,
+             float *out) {
+    int64_t e = padded(m->e), c = padded(m->c), d = padded(m->d), a = padded(m->a);
+    const float *vm_mean = m->weights, *vm_scale = vm_mean + m->f, *host_mean = vm_scale + m->f;
+    const float *host_scale = host_mean + m->g, *enc_b = host_scale + m->g, *enc_w = enc_b + e;
+    const float *ctx_b = enc_w + m->f * e, *ctx_w = ctx_b + c, *head_b = ctx_w + (2 * m->e + m->g) * c;
+    const float *head_w = head_b + d, *out_b = head_w + (m->e + m->c) * d, *out_w = out_b + a, *lin_w = out_w + m->d * a;
+    float *x = room, *code = x + n * m->f, *seen = code + n * e, *context = seen + 2 * m->e + m->g;
+    float *whole = context + c, *z = whole + d, *action = z + d;
+    int64_t count = 0;
+    float *mean = seen, *most = seen + m->e, *features = seen + 2 * m->e;
+    memset(seen, 0, sizeof *seen * (size_t)(2 * m->e));
+    for (int64_t i = 0; i < n; i++) {
+        if (!there[i]) continue;
+        float *mine = x + i * m->f, *h = code + i * e;
+        for (int64_t k = 0; k < m->f; k++) mine[k] = (vms[i * m->f + k] - vm_mean[k]) * vm_scale[k];
+        memcpy(h, enc_b, sizeof *h * (size_t)e);
+        multiply(mine, m->f, enc_w, e, h);
+        squash(h, e);
+        for (int64_t j = 0; j < m->e; j++) {
+            mean[j] += h[j];
+            most[j] = count && most[j] > h[j] ? most[j] : h[j];
+        }
+        count++;
+    }
+    for (int64_t j = 0; count && j < m->e; j++) mean[j] /= (float)count;
+    for (int64_t k = 0; k < m->g; k++) features[k] = (host[k] - host_mean[k]) * host_scale[k];
+    memcpy(context, ctx_b, sizeof *context * (size_t)c);
+    multiply(seen, 2 * m->e + m->g, ctx_w, c, context);
+    squash(context, c);
+    memcpy(whole, head_b, sizeof *whole * (size_t)d);
+    multiply(context, m->c, head_w + m->e * d, d, whole);
+    for (int64_t i = 0; i < n; i++) {
+        float *mine = out + i * m->a;
+        if (!there[i]) {
+            memset(mine, 0, sizeof *mine * (size_t)m->a);
+            continue;
+        }
+        memcpy(z, whole, sizeof *z * (size_t)d);
+        multiply(code + i * e, m->e, head_w, d, z);
+        squash(z, d);
+        memcpy(action, out_b, sizeof *action * (size_t)a);
+        multiply(z, m->d, out_w, a, action);
+        multiply(x + i * m->f, m->f, lin_w, a, action);
+        squash(action, a);
+        memcpy(mine, action, sizeof *mine * (size_t)m->a);
+    }
+}

@@ -1,0 +1,70 @@
+"""The learned policy at run time: what envs/agent.py does around a network, as an allocator.
+
+It sees more than a request: :class:`~..features.Encoder` looks at what was decided before and at the VMs' contracts,
+which its :class:`~..decide.Mind` holds. :func:`learned_mind` joins the two; a test holds its allocations against those
+of the environment whose agent is the same network.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+
+from foreshare.policies.allocators import Request, Triage
+from foreshare.policies.allocators.corrected import LIMIT, Corrected
+from foreshare.policies.decide import DecideOptions, Mind
+from foreshare.policies.errors import InputError
+from foreshare.policies.features import Encoder
+from foreshare.policies.host import Host, IntArray
+
+from .network import Network
+
+
+class Learned:
+    """Corrects ``base`` as ``network`` says. Must be attached to the mind that asks it."""
+
+    def __init__(self, base: Triage, network: Network, name: str = "learned") -> None:
+        self.name, self.network, self.batched = name, network, base.batched
+        self._corrected = Corrected(base)
+        self._mind: Mind | None = None
+        self._encoder: Encoder | None = None
+
+    @property
+    def base(self) -> Triage:
+        """What it corrects."""
+        return self._corrected.base
+
+    def attach(self, mind: Mind) -> None:
+        """See from now on what ``mind`` knows."""
+        self._mind, self._encoder = mind, Encoder(mind, mind.options.tick_ms)
+
+    def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
+        """See :class:`~..allocators.Allocator`. Raises InputError where nobody attached it."""
+        if self._encoder is None:
+            raise InputError(f"policy {self.name} has no mind to see with")
+        vms, whole = self._encoder.encode()
+        action = self.network.forward(vms, np.broadcast_to(host.active, vms.shape[:-1]), whole)
+        self._corrected.action = LIMIT * action.astype(np.float64)
+        return self._corrected.allocate(request, host, tick)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Learned:
+        """Return a twin that remembers nothing of what was seen, and looks at the same mind."""
+        twin = Learned(copy.deepcopy(self.base, memo), self.network, self.name)
+        if self._mind is not None:
+            twin.attach(self._mind)
+        return twin
+
+
+def learned_mind(network: Network, inner: Mind, options: DecideOptions | None = None, name: str = "learned") -> Mind:
+    """Return a mind that decides as ``network`` corrects what ``inner``, the mind of a base policy, would decide.
+
+    Raises InputError where ``inner`` does not decide by triage.
+    """
+    if not isinstance(inner.policy, Triage):
+        raise InputError(f"policy {inner.policy.name!r} takes no corrections")
+    policy = Learned(inner.policy, network, name)
+    mind = Mind(inner.host, inner.forecaster, policy, options)
+    policy.attach(mind)
+    return mind
