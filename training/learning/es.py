@@ -6,7 +6,10 @@ all of a generation meet the same scenarios with the same seeds. A member's fitn
 
 ``g = sum_k (f_k+ - f_k-) eps_k / (2 K sigma)``
 
-Nothing is remembered but weights and Adam's two moments, and every draw follows from seed and generation: a training
+Its step gets smaller with time, and what is validated and kept is a moving average of the weights (Polyak, Juditsky,
+SIAM Journal on Control and Optimization 30(4), 1992): single generations see few hosts, and walk about.
+
+Nothing is remembered but weights, their average and Adam's two moments, and every draw follows from seed and generation: a training
 that was killed goes on as if it had not been.
 """
 
@@ -50,13 +53,14 @@ class EvolutionStrategy:
         start = np.concatenate([network.arrays[name].ravel() for name in self._names]).astype(np.float64)
         self._start = start
         self._theta = np.zeros(len(self._basis)) if self._basis is not None else start
+        self._mean = self._theta.copy()
         self._first, self._second = np.zeros_like(self._theta), np.zeros_like(self._theta)
         self.iteration = 0
 
     @property
     def network(self) -> Network:
-        """The network as it is now."""
-        changed = {name: value[0] for name, value in self._split(self._theta[None]).items()}
+        """The network of the averaged weights."""
+        changed = {name: value[0] for name, value in self._split(self._mean[None]).items()}
         return Network({**self._network.arrays, **changed})
 
     def iterate(self) -> dict[str, float]:
@@ -77,7 +81,9 @@ class EvolutionStrategy:
         fitness = _shaped(-scores[1:], e.shaping)
         gradient = (fitness[: e.pairs] - fitness[e.pairs :]) @ noise / (2.0 * e.pairs)
         step = self._adam(gradient)
-        self._theta = self._theta * (1.0 - e.decay) + e.rate * step
+        rate = e.rate / (1.0 + k / e.settle)
+        self._theta = self._theta * (1.0 - e.decay) + rate * step
+        self._mean += (self._theta - self._mean) / min(k + 1, e.average)
         self.iteration += 1
         count = members.count + 1
         return {
@@ -89,13 +95,13 @@ class EvolutionStrategy:
 
     def state(self) -> Arrays:
         """Return everything that the next iteration depends on."""
-        return {"theta": self._theta, "start": self._start, "first": self._first, "second": self._second,
+        return {"theta": self._theta, "mean": self._mean, "start": self._start, "first": self._first, "second": self._second,
                 "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""
         self._network = Network({name.removeprefix("net."): a for name, a in state.items() if name.startswith("net.")})
-        self._theta, self._start = state["theta"], state["start"]
+        self._theta, self._mean, self._start = state["theta"], state["mean"], state["start"]
         self._first, self._second = state["first"], state["second"]
         self.iteration = int(state["iteration"])
 
