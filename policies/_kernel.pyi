@@ -83,3 +83,26 @@ def follow(
     clearing: FloatArray,
     /,
 ) -> None: ...
+def place(
+    layout: IntArray,
+    units: IntArray,
+    owner: IntArray,
+    core_owner: IntArray,
+    held: IntArray,
+    cpus: BoolArray,
+    into_units: IntArray,
+    into_cpus: BoolArray,
+    /,
+) -> None: ...
+def place_ways(
+    head: IntArray,
+    order: IntArray,
+    first: BoolArray,
+    here: BoolArray | None,
+    want: IntArray,
+    start: IntArray,
+    count: IntArray,
+    masks: IntArray,
+    into: IntArray,
+    /,
+) -> None: ...

@@ -84,4 +84,28 @@ typedef struct {
 void follow(const tables_t *t, const follow_knobs_t *k, const double *demand, const double *backlog, follow_t *f,
             double *mean, double *upper, double *clearing);
 
+/* place.c */
+typedef struct {
+    int64_t n, units, cores, cpus, zones, per_core;
+    const int64_t *unit_cpu, *unit_core, *unit_zone; /* (units,) along the line */
+    const int64_t *core_zone, *whole;                /* (cores,) */
+    const int64_t *apart, *zone, *by_rank;           /* (N,) */
+} layout_t;
+typedef struct {
+    int64_t *before;                                   /* (units,) */
+    int64_t *have, *want, *change, *evicted, *count;   /* (N,) */
+    double *middle;                                    /* (N,) */
+    double *used;                                      /* (cores,) */
+    bool *freed;                                       /* (cores,) */
+    int64_t *order, *merge;                            /* the larger of both */
+} place_scratch_t;
+typedef struct {
+    double *key;
+    int64_t *order, *merge, *right, *at; /* (N,) */
+} ways_scratch_t;
+void place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *core_owner, int64_t *held, bool *cpus,
+           place_scratch_t *s);
+void lay_out(int64_t n, int64_t ways, const int64_t *order, const bool *first, const int64_t *want, int64_t *start,
+             const int64_t *had, ways_scratch_t *s);
+
 #endif

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "bindings.h"
 #include "kernel.h"
 
 enum { HEAD = 5 };
@@ -221,7 +222,8 @@ static PyObject *py_follow(PyObject *self, PyObject *const *args, Py_ssize_t cou
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
-                                METHOD(estimate),   METHOD(follow),        METHOD(room_left), {NULL, NULL, 0, NULL}};
+                                METHOD(estimate),   METHOD(follow),        METHOD(room_left), METHOD(place),
+                                METHOD(place_ways), {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }
