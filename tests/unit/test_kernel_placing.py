@@ -11,12 +11,16 @@ from hosts import hosts, table, topology
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foreshare.envs.hal import Plan, Receipt
+from foreshare.envs.hal.plan import advance, build_plan, compiled_plan
+from foreshare.envs.hal.types import Control
+from foreshare.envs.hal.virtual import HeldPlacement
 from foreshare.policies import kernel
 from foreshare.policies.guard import Guard
 from foreshare.policies.host import CACHE, Host, IntArray, Placement
 from foreshare.policies.placement import BatchPlacer, Placer
 
-if kernel.compiled is None:
+if kernel.compiled is None or compiled_plan is None:
     pytest.skip("nothing was compiled here: there is only one form", allow_module_level=True)
 
 
@@ -107,5 +111,82 @@ def test_what_is_no_placer_is_refused(bad: str) -> None:
     else:
         owner = owner.astype(np.float64)  # type: ignore[assignment]
     cores, held = np.full(int(layout[2]), -1), np.zeros(3, np.int64)
-    with pytest.raises(ValueError, match="array|placement"):
+    with pytest.raises(ValueError, match=r"array|placement"):
         kernel.compiled.place(layout, units, owner, cores, held, into.cpus.copy(), into.units, into.cpus)
+
+
+def same_plan(one: Plan, other: Plan) -> None:
+    for name in ("control", "vm", "value", "cpu_sets"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+        assert getattr(one, name).dtype == getattr(other, name).dtype
+    assert one.whole == other.whole
+
+
+@given(host=hosts(), seed=st.integers(0, 2**32 - 1))
+def test_plans_agree_write_by_write(host: Host, seed: int) -> None:
+    """From whatever a plan that was cut off has left, to placements of VMs some of whom are not there."""
+    rng = np.random.default_rng(seed)
+    placer = Placer(host)
+    state, target = (Placement.empty(len(host), host.topology.cpus) for _ in range(2))
+    state.cpus[:], state.units[:] = True, 10_000 * host.movable
+    held = host.reservation
+    for tick in range(10):
+        if tick % 3 == 0 and tick:
+            host = some(rng, host)
+            placer.rebind(host, np.arange(len(host)))
+            held = np.minimum(held, host.cap)
+        held = allocation(rng, host, held)
+        placer.place(held, target)
+        got = build_plan(host, state, target)
+        with numpy_forms():
+            wanted = build_plan(host, state, target)
+        same_plan(got, wanted)
+        advance(state, got, Receipt(done=int(rng.integers(0, len(got) + 1))), target, host)
+
+
+@given(host=hosts(), seed=st.integers(0, 2**32 - 1))
+def test_any_two_placements_lead_to_the_same_plan(host: Host, seed: int) -> None:
+    """Sets that no placer would make: overlapping, empty, all over the place."""
+    rng, n = np.random.default_rng(seed), len(host)
+    states = []
+    for _ in range(2):
+        state = Placement.empty(n, host.topology.cpus)
+        state.cpus[:] = rng.random(state.cpus.shape) < rng.choice([0.05, 0.3])
+        state.units[:] = rng.integers(0, 5, state.units.shape)
+        state.ways[:] = rng.integers(0, 2**6, n) * (rng.random(n) < 0.7)
+        states.append(state)
+    got = build_plan(host, *states)
+    with numpy_forms():
+        same_plan(got, build_plan(host, *states))
+
+
+@given(host=hosts(), seed=st.integers(0, 2**32 - 1))
+def test_controls_take_and_refuse_the_same_writes(host: Host, seed: int) -> None:
+    rng, n, t = np.random.default_rng(seed), len(host), host.topology
+    fast, reference = HeldPlacement(t, host.vms), HeldPlacement(t, host.vms)
+    for controls in (fast, reference):
+        controls.claimed = True
+    for _ in range(3):
+        count = int(rng.integers(0, 12)) if n else 0
+        sets = rng.random((int(rng.integers(0, 4)), t.cpus)) < 0.3
+        plan = Plan(
+            rng.integers(0, len(Control), count).astype(np.int8), rng.integers(0, max(n, 1), count),
+            np.where(rng.random(count) < 0.1, rng.choice([-1, 10**9, 2**40]), rng.integers(0, 8, count)), sets,
+        )  # fmt: skip
+        fast.present[:] = reference.present[:] = rng.random(n) < 0.9
+        receipts = Receipt(), Receipt()
+        fast.apply(plan, receipts[0], 7)
+        with numpy_forms():
+            reference.apply(plan, receipts[1], 7)
+        assert receipts[0] == receipts[1]
+        for name in ("units", "cpus", "ways", "gained"):
+            np.testing.assert_array_equal(getattr(fast, name), getattr(reference, name), err_msg=name)
+
+
+def test_a_plan_for_nobody_is_refused() -> None:
+    host = Host(topology(), table(3))
+    controls = HeldPlacement(host.topology, host.vms)
+    controls.claimed = True
+    plan = Plan(np.zeros(1, np.int8), np.array([3]), np.array([0]), np.ones((1, host.topology.cpus), bool))
+    with pytest.raises(ValueError, match="no VM"):
+        controls.apply(plan, Receipt(), 0)
