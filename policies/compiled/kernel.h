@@ -84,6 +84,27 @@ typedef struct {
 void follow(const tables_t *t, const follow_knobs_t *k, const double *demand, const double *backlog, follow_t *f,
             double *mean, double *upper, double *clearing);
 
+/* reading.c */
+typedef struct {
+    int64_t frozen_ticks, lost_ticks;
+    bool moved, any_stale; /* another time between the samples; a value anywhere that is marked as stale */
+    bool passed;           /* time has passed since the sample before */
+    const double *top;     /* (N, R) */
+    const double *most;    /* (pools,) */
+} trust_t;
+typedef struct {
+    double *last;            /* (N, R), and so are the others */
+    int64_t *same, *bad;
+    bool *known, *liar, *good;
+} trust_state_t;
+int64_t check(const tables_t *t, const trust_t *k, const double *usage, const uint8_t *quality, const int64_t *held,
+              trust_state_t *s, bool *lies);
+void request(const tables_t *t, double headroom, const double *mean, const double *upper, const double *clearing,
+             const uint8_t *quality, const uint8_t *in_doubt, const bool *unsure, const bool *present, double *ask,
+             double *need);
+void stand_back(const tables_t *t, const double *weight, const double *over, double thrift, double *out);
+void note_over(const tables_t *t, const int64_t *units, const double *per_share, double ticks, double *over);
+
 /* place.c */
 typedef struct {
     int64_t n, units, cores, cpus, zones, per_core;
