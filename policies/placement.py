@@ -79,13 +79,13 @@ class Placer:
         self._by_rank = np.argsort(v.rank)  # ties must not follow the order of the rows
         t = host.topology
         head = (
-            len(v), len(self._owner), len(self._core_owner), t.cpus, len(self._zone_rows),
+            len(v), t.cpus, len(self._core_owner), len(self._zone_rows), t.units_per_cpu,
             max(t.units_per_cpu * t.threads_per_core, 1),
         )  # fmt: skip
         self._layout: IntArray = np.concatenate(
             [
-                np.array(head), self._unit_cpu, self._unit_core, self._unit_zone, self._core_zone, self._whole, apart,
-                v.zone, self._by_rank,
+                np.array(head), self._line, t.core[self._line], t.zone[self._line], self._core_zone, self._whole,
+                apart, v.zone, self._by_rank,
             ],
             dtype=np.int64,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 from numpy import int8
 from numpy.typing import NDArray
 
-from foreshare.policies.host import BoolArray, IntArray
+from foreshare.policies.host import BoolArray, FloatArray, IntArray
 
 def build(
     head: IntArray,
@@ -39,3 +39,4 @@ def carry_out(
     before: IntArray,
     /,
 ) -> int: ...
+def in_force(head: IntArray, present: BoolArray, units: IntArray, cpus: BoolArray, out: FloatArray, /) -> None: ...

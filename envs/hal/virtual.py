@@ -12,7 +12,7 @@ import numpy as np
 
 from foreshare.policies import kernel
 from foreshare.policies.errors import HalError
-from foreshare.policies.host import BoolArray, IntArray, Isolation, Placement, Resource, Topology, VmTable
+from foreshare.policies.host import BoolArray, FloatArray, IntArray, Isolation, Placement, Resource, Topology, VmTable
 from foreshare.policies.reading import Quality, Reading
 
 from .plan import compiled_plan
@@ -130,6 +130,17 @@ class HeldPlacement:
             own = self._isolated[rows]
             self.units[rows[own], Resource.CPU] = now[own].sum(axis=1) * per_cpu
             self.gained[rows[own], Resource.CPU] = (now[own] & ~held[own]).sum(axis=1) * per_cpu
+
+    def in_force(self) -> FloatArray:
+        """Return (N, R) the units that the controls let VMs have: a quota buys no more than the CPUs of its set."""
+        out = np.empty(self.units.shape)
+        if kernel.compiled is not None and compiled_plan is not None:
+            compiled_plan.in_force(self._head, self.present, self.units, self.cpus, out)
+            return out
+        np.multiply(self.units, self.present[:, None], out=out)
+        within = self.cpus.sum(axis=1) * self._topology.units_per_cpu
+        np.minimum(out[:, Resource.CPU], within, out=out[:, Resource.CPU])
+        return out
 
     def _refused(self, plan: Plan) -> BoolArray:
         """Return (K,) the writes that a kernel would refuse."""

@@ -107,17 +107,16 @@ void note_over(const tables_t *t, const int64_t *units, const double *per_share,
 
 /* place.c */
 typedef struct {
-    int64_t n, units, cores, cpus, zones, per_core;
-    const int64_t *unit_cpu, *unit_core, *unit_zone; /* (units,) along the line */
+    int64_t n, units, cores, cpus, zones, per_cpu, per_core;
+    const int64_t *line_cpu, *line_core, *line_zone; /* (cpus,) along the line */
     const int64_t *core_zone, *whole;                /* (cores,) */
     const int64_t *apart, *zone, *by_rank;           /* (N,) */
 } layout_t;
 typedef struct {
-    int64_t *before;                                   /* (units,) */
     int64_t *have, *want, *change, *evicted, *count;   /* (N,) */
     double *middle;                                    /* (N,) */
     double *used;                                      /* (cores,) */
-    bool *freed;                                       /* (cores,) */
+    bool *freed, *touched;                             /* (cores,), (N,) */
     int64_t *order, *merge;                            /* the larger of both */
 } place_scratch_t;
 typedef struct {

@@ -26,9 +26,13 @@ static void place_cores(const layout_t *l, int64_t zone, const int64_t *units, c
             s->freed[c] = true;
         } else s->freed[c] = false;
     memset(s->used, 0, (size_t)l->cores * sizeof *s->used);
-    for (int64_t u = 0; u < l->units; u++) {
-        if (s->freed[l->unit_core[u]]) owner[u] = NOBODY;
-        if (owner[u] != NOBODY) s->used[l->unit_core[u]] += 1.0;
+    for (int64_t at = 0, u = 0; at < l->cpus; at++) {
+        bool freed = s->freed[l->line_core[at]];
+        for (int64_t end = u + l->per_cpu; u < end; u++) {
+            if (owner[u] == NOBODY) continue;
+            if (freed) s->touched[owner[u]] = true, owner[u] = NOBODY;
+            else s->used[l->line_core[at]] += 1.0;
+        }
     }
     int64_t missing = 0, free_cores = 0;
     for (int64_t i = 0; i < l->n; i++)
@@ -50,10 +54,14 @@ static void place_cores(const layout_t *l, int64_t zone, const int64_t *units, c
         core_owner[c] = row;
         due--;
     }
-    for (int64_t u = 0; u < l->units; u++) {
-        if (!s->freed[l->unit_core[u]]) continue;
-        if (owner[u] != NOBODY) s->evicted[owner[u]]++;
-        owner[u] = core_owner[l->unit_core[u]];
+    for (int64_t at = 0; at < l->cpus; at++) {
+        int64_t core = l->line_core[at];
+        if (!s->freed[core]) continue;
+        s->touched[core_owner[core]] = true;
+        for (int64_t u = at * l->per_cpu; u < (at + 1) * l->per_cpu; u++) {
+            if (owner[u] != NOBODY) s->evicted[owner[u]]++, s->touched[owner[u]] = true;
+            owner[u] = core_owner[core];
+        }
     }
 }
 
@@ -75,7 +83,7 @@ static void place_slices(const layout_t *l, int64_t zone, const int64_t *units, 
     for (int64_t u = 0; u < l->units; u++) {
         int64_t row = owner[u];
         if (row == NOBODY) continue;
-        if (s->change[row] < 0 && beyond(s->count, s->want, row)) owner[u] = NOBODY;
+        if (s->change[row] < 0 && beyond(s->count, s->want, row)) s->touched[row] = true, owner[u] = NOBODY;
         else if (s->change[row] > 0) s->middle[row] += (double)u;
     }
     /* Receivers in the order of where they stand, free units in that of the line: neighbours stay neighbours. */
@@ -87,10 +95,14 @@ static void place_slices(const layout_t *l, int64_t zone, const int64_t *units, 
     }
     sort_rows(s->middle, s->order, receivers, s->merge);
     int64_t turn = 0;
-    for (int64_t u = 0; u < l->units && turn < receivers; u++) {
-        if (owner[u] != NOBODY || (l->zones > 1 && l->unit_zone[u] != zone)) continue;
-        owner[u] = s->order[turn];
-        if (!--s->change[s->order[turn]]) turn++;
+    for (int64_t at = 0; at < l->cpus && turn < receivers; at++) {
+        if (l->zones > 1 && l->line_zone[at] != zone) continue;
+        for (int64_t u = at * l->per_cpu; u < (at + 1) * l->per_cpu && turn < receivers; u++) {
+            if (owner[u] != NOBODY) continue;
+            owner[u] = s->order[turn];
+            s->touched[owner[u]] = true;
+            if (!--s->change[owner[u]]) turn++;
+        }
     }
 }
 
@@ -100,7 +112,7 @@ void place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *cor
     bool differs = false;
     for (int64_t i = 0; i < l->n; i++) differs = differs || units[i * R + CPU] != held[i];
     if (!differs) return;
-    memcpy(s->before, owner, (size_t)l->units * sizeof *owner);
+    memset(s->touched, 0, (size_t)l->n);
     memset(s->evicted, 0, (size_t)l->n * sizeof *s->evicted);
     for (int64_t z = 0; z < l->zones; z++) {
         bool apart = false, shared = false;
@@ -112,23 +124,18 @@ void place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *cor
         if (shared) place_slices(l, z, units, held, owner, s);
     }
     /* Placer._note_changes() */
-    memset(s->count, 0, (size_t)l->n * sizeof *s->count);
-    for (int64_t u = 0; u < l->units; u++) {
-        if (s->before[u] == owner[u]) continue;
-        if (s->before[u] != NOBODY) s->count[s->before[u]] = 1;
-        if (owner[u] != NOBODY) s->count[owner[u]] = 1;
-    }
     for (int64_t i = 0; i < l->n; i++) {
-        if (!s->count[i]) continue;
+        if (!s->touched[i]) continue;
         held[i] = 0;
         memset(cpus + i * l->cpus, 0, (size_t)l->cpus);
     }
-    for (int64_t u = 0; u < l->units; u++) {
-        int64_t row = owner[u];
-        if (row == NOBODY || !s->count[row]) continue;
-        held[row]++;
-        cpus[row * l->cpus + l->unit_cpu[u]] = true;
-    }
+    for (int64_t at = 0, u = 0; at < l->cpus; at++)
+        for (int64_t end = u + l->per_cpu; u < end; u++) {
+            int64_t row = owner[u];
+            if (row == NOBODY || !s->touched[row]) continue;
+            held[row]++;
+            cpus[row * l->cpus + l->line_cpu[at]] = true;
+        }
 }
 
 /* WayLine._layout() of one host: where ``want`` ways of each VM start. ``first``: those who begin at the low end. */

@@ -2,6 +2,7 @@
 #include "buffers.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 #include "bindings.h"
 #include "kernel.h"
@@ -23,15 +24,16 @@ static bool within(const int64_t *values, int64_t count, int64_t low, int64_t hi
 /* Read a packed layout; false where it is none. */
 static bool read_layout(const int64_t *at, int64_t length, layout_t *l) {
     if (length < LAYOUT_HEAD) return false;
-    *l = (layout_t){.n = at[0], .units = at[1], .cores = at[2], .cpus = at[3], .zones = at[4], .per_core = at[5]};
+    *l = (layout_t){.n = at[0], .cpus = at[1], .cores = at[2], .zones = at[3], .per_cpu = at[4], .per_core = at[5]};
     for (int k = 0; k < LAYOUT_HEAD; k++)
         if (at[k] < 0 || at[k] > INT32_MAX) return false;
-    if (length != LAYOUT_HEAD + 3 * l->units + 2 * l->cores + 3 * l->n || l->per_core < 1) return false;
+    if (length != LAYOUT_HEAD + 3 * l->cpus + 2 * l->cores + 3 * l->n || l->per_core < 1) return false;
+    l->units = l->cpus * l->per_cpu;
     at += LAYOUT_HEAD;
-    l->unit_cpu = at, l->unit_core = at + l->units, l->unit_zone = at + 2 * l->units, at += 3 * l->units;
+    l->line_cpu = at, l->line_core = at + l->cpus, l->line_zone = at + 2 * l->cpus, at += 3 * l->cpus;
     l->core_zone = at, l->whole = at + l->cores, at += 2 * l->cores;
     l->apart = at, l->zone = at + l->n, l->by_rank = at + 2 * l->n;
-    return within(l->unit_cpu, l->units, 0, l->cpus) && within(l->unit_core, l->units, 0, l->cores) &&
+    return within(l->line_cpu, l->cpus, 0, l->cpus) && within(l->line_core, l->cpus, 0, l->cores) &&
            within(l->by_rank, l->n, 0, l->n);
 }
 
@@ -51,21 +53,22 @@ PyObject *py_place(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (b.failed) return let_go(&b, NULL);
     if (!within(owner, l.units, -1, l.n) || !within(core_owner, l.cores, -1, l.n)) return wrong(&b, "owner");
     size_t n = (size_t)l.n, cores = (size_t)l.cores, all = n > cores ? n : cores;
-    char *memory = malloc(8 * ((size_t)l.units + 6 * n + cores + 2 * all) + cores + 8);
+    char *memory = malloc(8 * (6 * n + cores + 2 * all) + cores + n + 8);
     if (!memory) {
         b.failed = true;
         return let_go(&b, PyErr_NoMemory());
     }
     int64_t *whole = (int64_t *)memory;
-    place_scratch_t s = {.before = whole, .have = whole + l.units};
+    place_scratch_t s = {.have = whole};
     s.want = s.have + n, s.change = s.want + n, s.evicted = s.change + n, s.count = s.evicted + n;
     s.order = s.count + n, s.merge = s.order + all;
     s.middle = (double *)(s.merge + all), s.used = s.middle + n, s.freed = (bool *)(s.used + cores);
+    s.touched = s.freed + cores;
     place(&l, units, owner, core_owner, held, cpus, &s);
     free(memory);
     for (int64_t i = 0; i < l.n; i++)
         into_units[i * R + CPU] = units[i * R + CPU] < held[i] ? units[i * R + CPU] : held[i];
-    for (int64_t k = 0; k < l.n * l.cpus; k++) into_cpus[k] = cpus[k];
+    memcpy(into_cpus, cpus, (size_t)(l.n * l.cpus));
     Py_INCREF(Py_None);
     return let_go(&b, Py_None);
 }

@@ -179,6 +179,9 @@ def test_controls_take_and_refuse_the_same_writes(host: Host, seed: int) -> None
         with numpy_forms():
             reference.apply(plan, receipts[1], 7)
         assert receipts[0] == receipts[1]
+        got = fast.in_force()
+        with numpy_forms():
+            np.testing.assert_array_equal(got, reference.in_force())
         for name in ("units", "cpus", "ways", "gained"):
             np.testing.assert_array_equal(getattr(fast, name), getattr(reference, name), err_msg=name)
 

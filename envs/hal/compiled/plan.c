@@ -58,7 +58,8 @@ static const bool *target_set(const change_t *c, int64_t i) {
 /* How each VM whose set changes gets there; see _plan_cpus(). */
 typedef struct {
     int64_t *row, count;
-    bool *first, *stays, *later; /* (count, C), (count,), (count,) */
+    bool *first, *stays, *later; /* (count, C) or NULL: all go straight to where they shall be; (count,), (count,) */
+    bool *room;                  /* for ``first`` */
     bool *taken, *to_apart;      /* (C,) CPUs that isolated VMs hold now, and are to hold */
     bool *pinned;                /* (C,) where VMs stay who have nowhere to go yet */
     bool *held;                  /* (N, C) after the first step */
@@ -67,36 +68,35 @@ typedef struct {
 /* The first step of each set, and who needs a second; return whether every set arrives. */
 static bool plan_sets(const change_t *c, sets_t *s) {
     int64_t C = c->cpus;
-    bool two = false, whole = true;
+    bool two = false, whole = true, apart = false;
     memset(s->taken, 0, (size_t)C);
     memset(s->to_apart, 0, (size_t)C);
     for (int64_t i = 0; i < c->n; i++) {
         const bool *old = c->sets + i * C, *new = target_set(c, i);
-        if (c->apart[i])
-            for (int64_t k = 0; k < C; k++) {
-                s->taken[k] = s->taken[k] || old[k];
-                s->to_apart[k] = s->to_apart[k] || new[k];
-            }
+        apart = apart || c->apart[i];
+        for (int64_t k = 0; c->apart[i] && k < C; k++) {
+            s->taken[k] = s->taken[k] || old[k];
+            s->to_apart[k] = s->to_apart[k] || new[k];
+        }
         if (old != new && memcmp(old, new, (size_t)C)) s->row[s->count++] = i;
     }
     for (int64_t j = 0; j < s->count; j++) {
         int64_t i = s->row[j];
         const bool *old = c->sets + i * C, *new = target_set(c, i);
         bool gains = false;
-        for (int64_t k = 0; k < C; k++) gains = gains || (new[k] && !old[k] && s->taken[k]);
+        for (int64_t k = 0; apart && k < C; k++) gains = gains || (new[k] && !old[k] && s->taken[k]);
         s->later[j] = c->apart[i] || gains;
         two = two || s->later[j];
-        memcpy(s->first + j * C, new, (size_t)C);
         s->stays[j] = true;
     }
     if (!two) return true;
+    s->first = s->room;
     memcpy(s->held, c->sets, (size_t)(c->n * C));
     for (int64_t j = 0; j < s->count; j++) {
         int64_t i = s->row[j];
         bool *first = s->first + j * C;
         const bool *old = c->sets + i * C, *new = target_set(c, i);
-        if (s->later[j])
-            for (int64_t k = 0; k < C; k++) first[k] = old[k] && new[k];
+        for (int64_t k = 0; k < C; k++) first[k] = new[k] && (old[k] || !s->later[j]);
         if (!any(first, C) && !c->apart[i]) { /* in between it may be wherever no isolated VM is or shall be */
             for (int64_t k = 0; k < C; k++) first[k] = new[k] && !s->taken[k];
             if (!any(first, C))
@@ -129,7 +129,7 @@ static bool plan_sets(const change_t *c, sets_t *s) {
 /* The first half of the sets, or the second: those who leave their CPUs only then before those who wait for these. */
 static void take_sets(const change_t *c, const sets_t *s, writes_t *w) {
     for (int64_t j = 0; j < s->count; j++) {
-        const bool *first = s->first + j * c->cpus;
+        const bool *first = s->first ? s->first + j * c->cpus : target_set(c, s->row[j]);
         if (s->stays[j] && memcmp(first, c->sets + s->row[j] * c->cpus, (size_t)c->cpus))
             add_set(w, s->row[j], first, c->cpus);
     }
@@ -206,8 +206,8 @@ static PyObject *py_build(PyObject *self, PyObject *const *args, Py_ssize_t coun
         b.failed = true;
         return let_go(&b, PyErr_NoMemory());
     }
-    sets_t s = {.row = (int64_t *)memory, .first = (bool *)(memory + 8 * n)};
-    s.held = s.first + n * C, s.stays = s.held + n * C, s.later = s.stays + n;
+    sets_t s = {.row = (int64_t *)memory, .room = (bool *)(memory + 8 * n)};
+    s.held = s.room + n * C, s.stays = s.held + n * C, s.later = s.stays + n;
     s.taken = s.later + n, s.to_apart = s.taken + C, s.pinned = s.to_apart + C;
     bool whole = true;
     for (int64_t i = 0; i < c.n; i++) whole = whole && c.active[i];
@@ -295,8 +295,35 @@ static PyObject *py_carry_out(PyObject *self, PyObject *const *args, Py_ssize_t 
     return let_go(&b, PyLong_FromLongLong(bad));
 }
 
+/* SimulatedHal._command(): what of the controls is in force: a quota buys no more than the CPUs of its set. */
+static PyObject *py_in_force(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    buffers_t b = {.count = 0};
+    if (count != 5) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 5", count);
+    const int64_t *head = take(&b, args[0], 'l', 5, false);
+    if (!head) return let_go(&b, NULL);
+    int64_t n = head[0], C = head[1], per_cpu = head[4];
+    if (n < 0 || n > INT32_MAX || C < 0 || C > INT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "this is no host");
+        return let_go(&b, NULL);
+    }
+    const bool *present = take(&b, args[1], '?', n, false);
+    const int64_t *units = take(&b, args[2], 'l', n * R, false);
+    const bool *cpus = take(&b, args[3], '?', n * C, false);
+    double *out = take(&b, args[4], 'd', n * R, true);
+    if (b.failed) return let_go(&b, NULL);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t held = 0;
+        for (int64_t c = 0; c < C; c++) held += cpus[i * C + c];
+        for (int r = 0; r < R; r++) out[i * R + r] = present[i] ? (double)units[i * R + r] : 0.0;
+        out[i * R + CPU] = smaller(out[i * R + CPU], (double)(held * per_cpu));
+    }
+    Py_INCREF(Py_None);
+    return let_go(&b, Py_None);
+}
+
 static PyMethodDef methods[] = {{"build", (PyCFunction)(void (*)(void))py_build, METH_FASTCALL, NULL},
                                 {"carry_out", (PyCFunction)(void (*)(void))py_carry_out, METH_FASTCALL, NULL},
+                                {"in_force", (PyCFunction)(void (*)(void))py_in_force, METH_FASTCALL, NULL},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_plan", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
