@@ -156,7 +156,7 @@ class SimulatedHal:
 
     def _command(self) -> None:
         held = self._held
-        self._simulator.command(held.in_force()[None], held.gained[None].astype(np.float64))
+        self._simulator.command(held.in_force()[None], held.gained[None])
         held.gained[:] = 0
 
     def _catch_up(self, now_ns: int) -> None:

@@ -16,9 +16,9 @@ static PyObject *wrong(buffers_t *b, const char *what) {
 }
 
 static bool within(const int64_t *values, int64_t count, int64_t low, int64_t high) {
-    for (int64_t k = 0; k < count; k++)
-        if (values[k] < low || values[k] >= high) return false;
-    return true;
+    bool all = true;
+    for (int64_t k = 0; k < count; k++) all &= (values[k] >= low) & (values[k] < high);
+    return all;
 }
 
 /* Read a packed layout; false where it is none. */

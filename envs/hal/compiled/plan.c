@@ -37,15 +37,15 @@ static void add_set(writes_t *w, int64_t vm, const bool *cpus, int64_t count) {
 }
 
 static bool any(const bool *x, int64_t count) {
-    for (int64_t c = 0; c < count; c++)
-        if (x[c]) return true;
-    return false;
+    bool found = false;
+    for (int64_t c = 0; c < count; c++) found |= x[c];
+    return found;
 }
 
 static bool meet(const bool *x, const bool *y, int64_t count) {
-    for (int64_t c = 0; c < count; c++)
-        if (x[c] && y[c]) return true;
-    return false;
+    bool found = false;
+    for (int64_t c = 0; c < count; c++) found |= x[c] & y[c];
+    return found;
 }
 
 static int64_t bits(int64_t mask) { return __builtin_popcountll((uint64_t)mask); }
@@ -74,9 +74,9 @@ static bool plan_sets(const change_t *c, sets_t *s) {
     for (int64_t i = 0; i < c->n; i++) {
         const bool *old = c->sets + i * C, *new = target_set(c, i);
         apart = apart || c->apart[i];
-        for (int64_t k = 0; c->apart[i] && k < C; k++) {
-            s->taken[k] = s->taken[k] || old[k];
-            s->to_apart[k] = s->to_apart[k] || new[k];
+        for (int64_t k = 0; k < (c->apart[i] ? C : 0); k++) {
+            s->taken[k] |= old[k];
+            s->to_apart[k] |= new[k];
         }
         if (old != new && memcmp(old, new, (size_t)C)) s->row[s->count++] = i;
     }
@@ -84,7 +84,7 @@ static bool plan_sets(const change_t *c, sets_t *s) {
         int64_t i = s->row[j];
         const bool *old = c->sets + i * C, *new = target_set(c, i);
         bool gains = false;
-        for (int64_t k = 0; apart && k < C; k++) gains = gains || (new[k] && !old[k] && s->taken[k]);
+        for (int64_t k = 0; k < (apart ? C : 0); k++) gains |= new[k] & !old[k] & s->taken[k];
         s->later[j] = c->apart[i] || gains;
         two = two || s->later[j];
         s->stays[j] = true;
@@ -96,7 +96,8 @@ static bool plan_sets(const change_t *c, sets_t *s) {
         int64_t i = s->row[j];
         bool *first = s->first + j * C;
         const bool *old = c->sets + i * C, *new = target_set(c, i);
-        for (int64_t k = 0; k < C; k++) first[k] = new[k] && (old[k] || !s->later[j]);
+        bool at_once = !s->later[j];
+        for (int64_t k = 0; k < C; k++) first[k] = new[k] & (old[k] | at_once);
         if (!any(first, C) && !c->apart[i]) { /* in between it may be wherever no isolated VM is or shall be */
             for (int64_t k = 0; k < C; k++) first[k] = new[k] && !s->taken[k];
             if (!any(first, C))
@@ -266,7 +267,8 @@ static PyObject *py_carry_out(PyObject *self, PyObject *const *args, Py_ssize_t 
     bool *kept = malloc((size_t)(n * C) + 1);
     if (!kept) return let_go(&b, PyErr_NoMemory());
     memcpy(before, ways, (size_t)n * sizeof *ways);
-    memcpy(kept, cpus, (size_t)(n * C));
+    for (int64_t i = 0; i < n; i++)
+        if (apart[i]) memcpy(kept + i * C, cpus + i * C, (size_t)C);
     int64_t bad = 0;
     for (int64_t k = 0; k < writes; k++) {
         int64_t i = vm[k];
