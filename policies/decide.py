@@ -9,6 +9,7 @@ default, the default; else the priority sort.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -104,6 +105,7 @@ class Mind:
         self.stage_ns: npt.NDArray[np.int64] = np.zeros(len(STAGES), np.int64)
         """Nanoseconds that each of STAGES took in the latest tick."""
         self.clock_ns: Callable[[], int] = time.perf_counter_ns
+        self._double: Mind | None = None
         self._bind(host)
 
     def _bind(self, host: Host) -> None:
@@ -123,6 +125,7 @@ class Mind:
         self._cold = True
         self._fixed = host.vms.isolation == Isolation.SECURITY
         self._any_fixed = bool(self._fixed.any())
+        self._any_pinned = False
 
     def rebind(self, host: Host) -> None:
         """Carry on with another set of VMs on the same hardware; VMs known by UUID keep their history and place."""
@@ -149,6 +152,20 @@ class Mind:
         units = self.guard.admit(self.held, self.request.ask, self.held)
         fresh = BatchPlacer(self.host) if self.host.batch else Placer(self.host)
         fresh.place(units, Placement.empty(len(self.host), self.host.topology.cpus, self.host.batch))
+
+    def rehearse(self, reading: Reading) -> Decision:
+        """Judge ``reading`` with a double of this mind, of which nothing is kept: code and caches are warm after it.
+
+        A policy in a process of its own is left alone; the default, or the fallback, stands in for it.
+        """
+        double = self._double
+        if double is None or double.host is not self.host:
+            policy = (self.default or self.fallback) if self.asker.beside else self.policy
+            double = self._double = Mind(
+                self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), UNHURRIED,
+                default=copy.deepcopy(self.default),
+            )  # fmt: skip
+        return decide_tick(double, reading)
 
     def adopt(self, placement: Placement) -> None:
         """Start from what the VMs hold now (after a restart), so that the first tick moves as little as it can."""
@@ -191,7 +208,8 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
         mind.trust.entitle(mind.request, reading.present)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
         mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
-    if mind.pinned.any():
+    mind._any_pinned = bool(mind.pinned.any())
+    if mind._any_pinned:
         mind.request.ask[..., mind.pinned, :] = host.reservation[mind.pinned]
     mind.stage_ns[0] = mind.clock_ns() - start
     return mind.request
@@ -205,7 +223,7 @@ def conclude_tick(mind: Mind) -> Decision:
     decide_done = now()
 
     frozen, apart = out.throttled, mind._fixed if mind._any_fixed else None
-    if mind.pinned.any():
+    if mind._any_pinned:
         apart = mind.pinned if apart is None else apart | mind.pinned
         frozen = frozen | mind.pinned
     if apart is not None:  # security class: no policy touches it

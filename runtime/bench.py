@@ -57,6 +57,9 @@ class TickBench:
     """VMs whose demand jumps in each tick; None: a quarter of them. Of simulated hosts, all of them is the scenario as
     it stands: a third jumps, and noise moves the others."""
 
+    rehearse: bool = True
+    """See LoopOptions."""
+
     @property
     def jumping(self) -> int:
         """How many VMs' demand jumps in each tick."""
@@ -187,7 +190,7 @@ def bench_tick(bench: TickBench) -> dict[str, Any]:
 def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
     host = Host(hal.topology, hal.vms)
     with closing(open_mind(bench.policy, host, decide_options(hal, bench.tick_ms), bench.policy_in)) as mind:
-        loop = ControlLoop(hal, mind, LoopOptions(tick_ns=round(bench.tick_ms * 1e6)))
+        loop = ControlLoop(hal, mind, LoopOptions(tick_ns=round(bench.tick_ms * 1e6), rehearse=bench.rehearse))
         start = _Start(loop)
         loop.observers.append(start)
         hal.claim(lambda originals: None)

@@ -164,8 +164,8 @@ class Simulator:
         """
         if kernel.compiled is not None and compiled_step is not None and units.shape == self.commanded.shape:
             fresh = None if gained is None else np.ascontiguousarray(gained, np.float64)
-            wanted = np.ascontiguousarray(units, np.float64)
-            compiled_step.command(self.alive, wanted, fresh, self.commanded, self.gained)
+            asked = np.ascontiguousarray(units, np.float64)
+            compiled_step.command(self.alive, asked, fresh, self.commanded, self.gained)
             return
         wanted = units * self.alive[..., None]
         difference = np.maximum(wanted - self.commanded, 0.0)
