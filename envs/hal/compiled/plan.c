@@ -55,15 +55,35 @@ static const bool *target_set(const change_t *c, int64_t i) {
     return (c->active[i] ? c->wanted_sets : c->sets) + i * c->cpus;
 }
 
+static int64_t count_of(const bool *x, int64_t count) {
+    int64_t sum = 0;
+    for (int64_t c = 0; c < count;) { /* in bytes, as many as cannot run over: that is sixteen at a time */
+        uint8_t part = 0;
+        for (int64_t end = c + 240 < count ? c + 240 : count; c < end; c++) part = (uint8_t)(part + x[c]);
+        sum += part;
+    }
+    return sum;
+}
+
 /* How each VM whose set changes gets there; see _plan_cpus(). */
 typedef struct {
-    int64_t *row, count;
-    bool *first, *stays, *later; /* (count, C) or NULL: all go straight to where they shall be; (count,), (count,) */
-    bool *room;                  /* for ``first`` */
+    int64_t *row, count;         /* who changes */
+    int64_t *at;                 /* (N,) where each stands in ``row``, or -1 */
+    bool *two, *stays, *later;   /* (count,) needs two steps; has CPUs after the first; comes to the second */
+    bool *room;                  /* (count, C) the first step of those who need two */
     bool *taken, *to_apart;      /* (C,) CPUs that isolated VMs hold now, and are to hold */
     bool *pinned;                /* (C,) where VMs stay who have nowhere to go yet */
-    bool *held;                  /* (N, C) after the first step */
 } sets_t;
+
+static const bool *first_set(const change_t *c, const sets_t *s, int64_t j) {
+    return s->two[j] ? s->room + j * c->cpus : target_set(c, s->row[j]);
+}
+
+/* What VM ``i`` holds after the first step. */
+static const bool *held_set(const change_t *c, const sets_t *s, int64_t i) {
+    int64_t j = s->at[i];
+    return j >= 0 && s->stays[j] ? first_set(c, s, j) : c->sets + i * c->cpus;
+}
 
 /* The first step of each set, and who needs a second; return whether every set arrives. */
 static bool plan_sets(const change_t *c, sets_t *s) {
@@ -78,34 +98,33 @@ static bool plan_sets(const change_t *c, sets_t *s) {
             s->taken[k] |= old[k];
             s->to_apart[k] |= new[k];
         }
-        if (old != new && memcmp(old, new, (size_t)C)) s->row[s->count++] = i;
+        s->at[i] = -1;
+        if (old != new && memcmp(old, new, (size_t)C)) s->row[s->at[i] = s->count++] = i;
     }
     for (int64_t j = 0; j < s->count; j++) {
         int64_t i = s->row[j];
         const bool *old = c->sets + i * C, *new = target_set(c, i);
         bool gains = false;
         for (int64_t k = 0; k < (apart ? C : 0); k++) gains |= new[k] & !old[k] & s->taken[k];
-        s->later[j] = c->apart[i] || gains;
-        two = two || s->later[j];
+        s->two[j] = s->later[j] = c->apart[i] || gains;
+        two = two || s->two[j];
         s->stays[j] = true;
     }
     if (!two) return true;
-    s->first = s->room;
-    memcpy(s->held, c->sets, (size_t)(c->n * C));
     for (int64_t j = 0; j < s->count; j++) {
         int64_t i = s->row[j];
-        bool *first = s->first + j * C;
+        bool *first = s->room + j * C, at_once = !s->two[j];
         const bool *old = c->sets + i * C, *new = target_set(c, i);
-        bool at_once = !s->later[j];
+        if (at_once && any(new, C)) continue;
         for (int64_t k = 0; k < C; k++) first[k] = new[k] & (old[k] | at_once);
+        s->two[j] = true; /* its first step is not where it shall be */
         if (!any(first, C) && !c->apart[i]) { /* in between it may be wherever no isolated VM is or shall be */
-            for (int64_t k = 0; k < C; k++) first[k] = new[k] && !s->taken[k];
+            for (int64_t k = 0; k < C; k++) first[k] = new[k] & !s->taken[k];
             if (!any(first, C))
-                for (int64_t k = 0; k < C; k++) first[k] = !s->taken[k] && !s->to_apart[k];
+                for (int64_t k = 0; k < C; k++) first[k] = !s->taken[k] & !s->to_apart[k];
         }
         s->stays[j] = any(first, C);
         s->later[j] = s->later[j] && memcmp(first, new, (size_t)C);
-        if (s->stays[j]) memcpy(s->held + i * C, first, (size_t)C);
     }
     /* Who has to leave all his CPUs at once goes straight to the new ones, if they are free by then. */
     bool stuck = false;
@@ -114,10 +133,10 @@ static bool plan_sets(const change_t *c, sets_t *s) {
         if (s->stays[j]) continue;
         int64_t i = s->row[j];
         for (int64_t o = 0; s->later[j] && o < c->n; o++)
-            if (o != i && meet(target_set(c, i), s->held + o * C, C)) s->later[j] = whole = false;
+            if (o != i && meet(target_set(c, i), held_set(c, s, o), C)) s->later[j] = whole = false;
         if (s->later[j]) continue;
         stuck = true;
-        for (int64_t k = 0; k < C; k++) s->pinned[k] = s->pinned[k] || c->sets[i * C + k];
+        for (int64_t k = 0; k < C; k++) s->pinned[k] |= c->sets[i * C + k];
     }
     if (!stuck) return whole;
     for (int64_t j = 0; j < s->count; j++) {
@@ -130,8 +149,8 @@ static bool plan_sets(const change_t *c, sets_t *s) {
 /* The first half of the sets, or the second: those who leave their CPUs only then before those who wait for these. */
 static void take_sets(const change_t *c, const sets_t *s, writes_t *w) {
     for (int64_t j = 0; j < s->count; j++) {
-        const bool *first = s->first ? s->first + j * c->cpus : target_set(c, s->row[j]);
-        if (s->stays[j] && memcmp(first, c->sets + s->row[j] * c->cpus, (size_t)c->cpus))
+        const bool *first = first_set(c, s, j);
+        if (s->stays[j] && (!s->two[j] || memcmp(first, c->sets + s->row[j] * c->cpus, (size_t)c->cpus)))
             add_set(w, s->row[j], first, c->cpus);
     }
 }
@@ -202,13 +221,13 @@ static PyObject *py_build(PyObject *self, PyObject *const *args, Py_ssize_t coun
     int64_t *now = take(&b, args[15], 'l', c.n, true);
     if (b.failed) return let_go(&b, NULL);
     size_t n = (size_t)c.n, C = (size_t)c.cpus;
-    char *memory = malloc(8 * n + 2 * n * C + 2 * n + 3 * C + 8);
+    char *memory = malloc(16 * n + n * C + 3 * n + 3 * C + 8);
     if (!memory) {
         b.failed = true;
         return let_go(&b, PyErr_NoMemory());
     }
-    sets_t s = {.row = (int64_t *)memory, .room = (bool *)(memory + 8 * n)};
-    s.held = s.room + n * C, s.stays = s.held + n * C, s.later = s.stays + n;
+    sets_t s = {.row = (int64_t *)memory, .at = (int64_t *)memory + n, .room = (bool *)(memory + 16 * n)};
+    s.two = s.room + n * C, s.stays = s.two + n, s.later = s.stays + n;
     s.taken = s.later + n, s.to_apart = s.taken + C, s.pinned = s.to_apart + C;
     bool whole = true;
     for (int64_t i = 0; i < c.n; i++) whole = whole && c.active[i];
@@ -314,8 +333,7 @@ static PyObject *py_in_force(PyObject *self, PyObject *const *args, Py_ssize_t c
     double *out = take(&b, args[4], 'd', n * R, true);
     if (b.failed) return let_go(&b, NULL);
     for (int64_t i = 0; i < n; i++) {
-        int64_t held = 0;
-        for (int64_t c = 0; c < C; c++) held += cpus[i * C + c];
+        int64_t held = count_of(cpus + i * C, C);
         for (int r = 0; r < R; r++) out[i * R + r] = present[i] ? (double)units[i * R + r] : 0.0;
         out[i * R + CPU] = smaller(out[i * R + CPU], (double)(held * per_cpu));
     }
