@@ -262,25 +262,25 @@ def _propose(mind: Mind, out: Decision) -> Units:
         out.fault = f"benched ({standing.benched_for}) for {standing.until - tick} ticks more"
     else:
         out.fault_kind, out.fault = answer.fault, answer.why
-    _judge(mind, answer, out)
-    out.by_policy, out.age = True, 0
-    out.throttled[:] = False
     kept = mind._kept
     if answer is not None and answer.earlier is not None:
         mind._kept = _newer(kept, answer.earlier)
         if answer.earlier.tick < tick:  # else it has come after this tick's time, and is the next one's
             kept = mind._kept
+    lasts = kept is not None and kept.units is not None and 0 < tick - kept.tick <= mind.options.expires_ticks
+    _judge(mind, answer, kept if lasts else None, out)
+    out.by_policy, out.age = True, 0
+    out.throttled[:] = False
     if not out.fault_kind and answer is not None and answer.units is not None:
         mind._kept = answer
         if answer.refused is not None:
             out.throttled[:] = answer.refused
         return answer.units
-    if kept is not None and kept.units is not None and out.fault_kind not in _IN_TIME_ONLY:
+    if lasts and kept is not None and kept.units is not None and out.fault_kind not in _IN_TIME_ONLY:
         out.age = tick - kept.tick
-        if 0 < out.age <= mind.options.expires_ticks:
-            if kept.refused is not None:
-                out.throttled[:] = kept.refused
-            return kept.units
+        if kept.refused is not None:
+            out.throttled[:] = kept.refused
+        return kept.units
     out.by_policy, out.age = False, 0
     if standing.benched_for == "worse" and out.default is not None:
         return out.default
@@ -294,24 +294,30 @@ def _newer(one: Answer | None, other: Answer) -> Answer:
     return other if one is None or one.tick < other.tick else one
 
 
-def _judge(mind: Mind, answer: Answer | None, out: Decision) -> None:
-    """Keep the policy's record: strikes, forgiveness, and how it compares with the default."""
+def _judge(mind: Mind, answer: Answer | None, kept: Answer | None, out: Decision) -> None:
+    """Keep the policy's record: strikes, forgiveness, and how it compares with the default.
+
+    ``kept``: its answer to an earlier tick, where that has not expired.
+    """
     standing, assessor, tick = mind.standing, mind.assessor, mind.tick
     if answer is None:
         return
-    if answer.fault == "late" and not mind.asker.beside:
-        # Who was called has taken his time, and has answered: on a slow machine not to ask our own any more would only
-        # leave tick after tick to the last resort, which is hardly faster.
+    units = answer.units
+    if answer.fault == "late" and (not mind.asker.beside or kept is not None):
+        # Who was called has taken his time, and has answered; who answers in his own process a little late, but before
+        # the next tick, decides each tick by his answer to the one before. Not to ask either of them any more would
+        # only leave tick after tick to the last resort.
         standing.count(answer.fault)
-        return
-    if answer.fault:
+        units = kept.units if kept is not None else None
+    elif answer.fault:
         if answer.fault not in ABSENCES:
             standing.fault(answer.fault, tick)
         return
-    standing.good()
-    if assessor is None or out.default is None or answer.units is None:
+    else:
+        standing.good()
+    if assessor is None or out.default is None or units is None:
         return
-    assessor.propose(answer.units, out.default)
+    assessor.propose(units, out.default)
     if assessor.worse and not standing.benched_for:
         out.fault_kind = "worse"
         out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"
