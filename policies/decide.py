@@ -156,8 +156,10 @@ class Mind:
     def rehearse(self, reading: Reading) -> Decision:
         """Judge ``reading`` with a double of this mind, of which nothing is kept: code and caches are warm after it.
 
-        A policy in a process of its own is left alone; the default, or the fallback, stands in for it.
+        A policy in a process of its own rehearses there; the default, or the fallback, stands in for it here.
         """
+        if not self.standing.benched_for:
+            self.asker.rehearse()
         double = self._double
         if double is None or double.host is not self.host:
             policy = (self.default or self.fallback) if self.asker.beside else self.policy
