@@ -127,6 +127,10 @@ class Mind:
         self._any_fixed = bool(self._fixed.any())
         self._any_pinned = False
 
+    def assess_against(self, default: Allocator) -> None:
+        """Assess the policy against ``default`` from now on, which decides while it is benched for doing worse."""
+        self.default, self.assessor = default, Assessor(self.host)
+
     def rebind(self, host: Host) -> None:
         """Carry on with another set of VMs on the same hardware; VMs known by UUID keep their history and place."""
         old = {u: i for i, u in enumerate(self.host.vms.uuid)}

@@ -72,6 +72,8 @@ class Triage:
     def __init__(self, knobs: TriageKnobs | None = None) -> None:
         self.knobs = knobs or TriageKnobs()
         self.admitted: BoolArray = np.zeros(0, bool)
+        self.favour: FloatArray | None = None
+        """(..., N) what the weights are multiplied with; a correction sets it before each call."""
         self._host: Host | None = None
         self._weight: FloatArray = np.zeros(0)
         self._over: FloatArray = np.zeros(0)
@@ -83,6 +85,8 @@ class Triage:
         if kernel.compiled is not None:
             return self._allocate_compiled(kernel.compiled, request)
         weight = self._weight * (1.0 + self._over) ** -self.knobs.thrift
+        if self.favour is not None:
+            weight = weight * self.favour
         out = self._allocate(request, host, weight)
         over = np.maximum(out - host.reservation, 0) * self._per_share
         self._over += (largest(over) - self._over) / self.knobs.thrift_ticks
@@ -124,6 +128,8 @@ class Triage:
     def _allocate_compiled(self, compiled: ModuleType, request: Request) -> IntArray:
         out, weight, k = np.zeros(request.ask.shape, np.int64), np.empty(self._over.shape), self.knobs
         compiled.stand_back(self._tables, self._hosts, self._weight, self._over, k.thrift, weight)
+        if self.favour is not None:
+            weight *= self.favour
         ask, need, backlog = (np.ascontiguousarray(x) for x in (request.ask, request.need, request.backlog))
         compiled.triage(
             self._tables, self._hosts, ask, need, backlog, weight, self._constants, self.admitted, out
