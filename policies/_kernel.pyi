@@ -94,3 +94,65 @@ def network(
     out: NDArray[float32],
     /,
 ) -> None: ...
+def place(
+    layout: IntArray,
+    units: IntArray,
+    owner: IntArray,
+    core_owner: IntArray,
+    held: IntArray,
+    cpus: BoolArray,
+    into_units: IntArray,
+    into_cpus: BoolArray,
+    /,
+) -> None: ...
+def place_ways(
+    head: IntArray,
+    order: IntArray,
+    first: BoolArray,
+    here: BoolArray | None,
+    want: IntArray,
+    start: IntArray,
+    count: IntArray,
+    masks: IntArray,
+    into: IntArray,
+    /,
+) -> None: ...
+def check(
+    tables: IntArray,
+    hosts: int,
+    ticks: IntArray,
+    moved: bool,
+    passed: bool,
+    top: FloatArray,
+    most: FloatArray,
+    usage: FloatArray,
+    quality: NDArray[uint8],
+    held: IntArray,
+    last: FloatArray,
+    same: IntArray,
+    bad: IntArray,
+    flags: BoolArray,
+    lies: BoolArray,
+    /,
+) -> int: ...
+def request(
+    tables: IntArray,
+    hosts: int,
+    headroom: float,
+    mean: FloatArray,
+    upper: FloatArray,
+    clearing: FloatArray,
+    quality: NDArray[uint8] | None,
+    in_doubt: NDArray[uint8],
+    unsure: BoolArray,
+    present: BoolArray,
+    ask: FloatArray,
+    need: FloatArray,
+    /,
+) -> None: ...
+def stand_back(
+    tables: IntArray, hosts: int, weight: FloatArray, over: FloatArray, thrift: float, out: FloatArray, /
+) -> None: ...
+def note_over(
+    tables: IntArray, hosts: int, units: IntArray, per_share: FloatArray, ticks: float, over: FloatArray, /
+) -> None: ...

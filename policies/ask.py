@@ -80,6 +80,10 @@ class Asker(Protocol):
         """Have the policy's code and memory ready before the first tick; nothing is learnt from it."""
         ...
 
+    def rehearse(self) -> None:
+        """Have the policy judge its latest request again, for nothing, so that its caches are warm; do not wait."""
+        ...
+
     def rest(self, slack_ns: int, wanted: bool) -> Answer | None:
         """Do between two ticks what must not be done in one; ``slack_ns`` are left.
 
@@ -129,6 +133,9 @@ class Inline:
     def warm_up(self, request: Request, host: Host) -> None:
         """See :class:`Asker`: a copy is asked."""
         call(copy.deepcopy(self.policy), request, host, 0)
+
+    def rehearse(self) -> None:
+        """See :class:`Asker`: whoever can call it can call its double."""
 
     def rest(self, slack_ns: int, wanted: bool) -> Answer | None:
         """See :class:`Asker`: there is nothing to do."""

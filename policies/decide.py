@@ -9,6 +9,7 @@ default, the default; else the priority sort.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -106,6 +107,7 @@ class Mind:
         self.stage_ns: npt.NDArray[np.int64] = np.zeros(len(STAGES), np.int64)
         """Nanoseconds that each of STAGES took in the latest tick."""
         self.clock_ns: Callable[[], int] = time.perf_counter_ns
+        self._double: Mind | None = None
         self._bind(host)
 
     def _bind(self, host: Host) -> None:
@@ -125,6 +127,11 @@ class Mind:
         self._cold = True
         self._fixed = host.vms.isolation == Isolation.SECURITY
         self._any_fixed = bool(self._fixed.any())
+        self._any_pinned = False
+
+    def assess_against(self, default: Allocator) -> None:
+        """Assess the policy against ``default`` from now on, which decides while it is benched for doing worse."""
+        self.default, self.assessor = default, Assessor(self.host)
 
     def rebind(self, host: Host) -> None:
         """Carry on with another set of VMs on the same hardware; VMs known by UUID keep their history and place."""
@@ -151,6 +158,22 @@ class Mind:
         units = self.guard.admit(self.held, self.request.ask, self.held)
         fresh = BatchPlacer(self.host) if self.host.batch else Placer(self.host)
         fresh.place(units, Placement.empty(len(self.host), self.host.topology.cpus, self.host.batch))
+
+    def rehearse(self, reading: Reading) -> Decision:
+        """Judge ``reading`` with a double of this mind, of which nothing is kept: code and caches are warm after it.
+
+        A policy in a process of its own rehearses there; the default, or the fallback, stands in for it here.
+        """
+        if not self.standing.benched_for:
+            self.asker.rehearse()
+        double = self._double
+        if double is None or double.host is not self.host:
+            policy = (self.default or self.fallback) if self.asker.beside else self.policy
+            double = self._double = Mind(
+                self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), UNHURRIED,
+                default=copy.deepcopy(self.default),
+            )  # fmt: skip
+        return decide_tick(double, reading)
 
     def adopt(self, placement: Placement) -> None:
         """Start from what the VMs hold now (after a restart), so that the first tick moves as little as it can."""
@@ -193,7 +216,8 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
         mind.trust.entitle(mind.request, reading.present)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
         mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
-    if mind.pinned.any():
+    mind._any_pinned = bool(mind.pinned.any())
+    if mind._any_pinned:
         mind.request.ask[..., mind.pinned, :] = host.reservation[mind.pinned]
     mind.stage_ns[0] = mind.clock_ns() - start
     return mind.request
@@ -207,7 +231,7 @@ def conclude_tick(mind: Mind) -> Decision:
     decide_done = now()
 
     frozen, apart = out.throttled, mind._fixed if mind._any_fixed else None
-    if mind.pinned.any():
+    if mind._any_pinned:
         apart = mind.pinned if apart is None else apart | mind.pinned
         frozen = frozen | mind.pinned
     if apart is not None:  # security class: no policy touches it
@@ -246,25 +270,25 @@ def _propose(mind: Mind, out: Decision) -> Units:
         out.fault = f"benched ({standing.benched_for}) for {standing.until - tick} ticks more"
     else:
         out.fault_kind, out.fault = answer.fault, answer.why
-    _judge(mind, answer, out)
-    out.by_policy, out.age = True, 0
-    out.throttled[:] = False
     kept = mind._kept
     if answer is not None and answer.earlier is not None:
         mind._kept = _newer(kept, answer.earlier)
         if answer.earlier.tick < tick:  # else it has come after this tick's time, and is the next one's
             kept = mind._kept
+    lasts = kept is not None and kept.units is not None and 0 < tick - kept.tick <= mind.options.expires_ticks
+    _judge(mind, answer, kept if lasts else None, out)
+    out.by_policy, out.age = True, 0
+    out.throttled[:] = False
     if not out.fault_kind and answer is not None and answer.units is not None:
         mind._kept = answer
         if answer.refused is not None:
             out.throttled[:] = answer.refused
         return answer.units
-    if kept is not None and kept.units is not None and out.fault_kind not in _IN_TIME_ONLY:
+    if lasts and kept is not None and kept.units is not None and out.fault_kind not in _IN_TIME_ONLY:
         out.age = tick - kept.tick
-        if 0 < out.age <= mind.options.expires_ticks:
-            if kept.refused is not None:
-                out.throttled[:] = kept.refused
-            return kept.units
+        if kept.refused is not None:
+            out.throttled[:] = kept.refused
+        return kept.units
     out.by_policy, out.age = False, 0
     if standing.benched_for == "worse" and out.default is not None:
         return out.default
@@ -278,24 +302,30 @@ def _newer(one: Answer | None, other: Answer) -> Answer:
     return other if one is None or one.tick < other.tick else one
 
 
-def _judge(mind: Mind, answer: Answer | None, out: Decision) -> None:
-    """Keep the policy's record: strikes, forgiveness, and how it compares with the default."""
+def _judge(mind: Mind, answer: Answer | None, kept: Answer | None, out: Decision) -> None:
+    """Keep the policy's record: strikes, forgiveness, and how it compares with the default.
+
+    ``kept``: its answer to an earlier tick, where that has not expired.
+    """
     standing, assessor, tick = mind.standing, mind.assessor, mind.tick
     if answer is None:
         return
-    if answer.fault == "late" and not mind.asker.beside:
-        # Who was called has taken his time, and has answered: on a slow machine not to ask our own any more would only
-        # leave tick after tick to the last resort, which is hardly faster.
+    units = answer.units
+    if answer.fault == "late" and (not mind.asker.beside or kept is not None):
+        # Who was called has taken his time, and has answered; who answers in his own process a little late, but before
+        # the next tick, decides each tick by his answer to the one before. Not to ask either of them any more would
+        # only leave tick after tick to the last resort.
         standing.count(answer.fault)
-        return
-    if answer.fault:
+        units = kept.units if kept is not None else None
+    elif answer.fault:
         if answer.fault not in ABSENCES:
             standing.fault(answer.fault, tick)
         return
-    standing.good()
-    if assessor is None or out.default is None or answer.units is None:
+    else:
+        standing.good()
+    if assessor is None or out.default is None or units is None:
         return
-    assessor.propose(answer.units, out.default)
+    assessor.propose(units, out.default)
     if assessor.worse and not standing.benched_for:
         out.fault_kind = "worse"
         out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"

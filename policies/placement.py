@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import kernel
 from .host import CACHE, CPU, BoolArray, Host, IntArray, Isolation, Placement
 from .ways import WayLine
 
@@ -76,6 +77,19 @@ class Placer:
         self._evicted: IntArray | None = None
         self._recount()
         self._by_rank = np.argsort(v.rank)  # ties must not follow the order of the rows
+        t = host.topology
+        head = (
+            len(v), t.cpus, len(self._core_owner), len(self._zone_rows), t.units_per_cpu,
+            max(t.units_per_cpu * t.threads_per_core, 1),
+        )  # fmt: skip
+        self._layout: IntArray = np.concatenate(
+            [
+                np.array(head), self._line, t.core[self._line], t.zone[self._line], self._core_zone, self._whole,
+                apart, v.zone, self._by_rank,
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        """layout_t of compiled/kernel.h."""
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
@@ -125,8 +139,14 @@ class Placer:
     def place(self, units: IntArray, into: Placement) -> None:
         """Fill ``into`` with a placement of ``units`` (N, R); what cannot be placed is cut from ``into.units``."""
         np.copyto(into.units, units)
-        if self.host.movable[CPU]:
+        if self.host.movable[CPU] and kernel.compiled is not None:
+            kernel.compiled.place(
+                self._layout, np.ascontiguousarray(units), self._owner, self._core_owner, self._held, self._cpus,
+                into.units, into.cpus,
+            )  # fmt: skip
+        elif self.host.movable[CPU]:
             want = units[:, CPU]
+            self._evicted = None
             if (want != self._held).any():
                 before = self._owner.copy()
                 for zone, apart, shared in self._zone_rows:

@@ -16,8 +16,11 @@ silent for ``LOST_TICKS``, gets exactly its reservation. So that is every VM's w
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import numpy as np
 
+from . import kernel
 from .allocators import Request
 from .axes import any_of, total
 from .forecast import carry
@@ -27,6 +30,7 @@ from .reading import Quality, Reading
 DOUBT_TICKS = 2
 FROZEN_TICKS = 3
 LOST_TICKS = 100
+_PATIENCE = np.array([FROZEN_TICKS, LOST_TICKS], np.int64)
 _SLACK = np.array([1.25, 1.25, 2.0, 2.0])
 """(R,) by how much use may seem to exceed a pool: counters are read one after the other, and what memory and devices
 can do is what the configuration says."""
@@ -47,6 +51,12 @@ class Trust:
 
     def _bind(self, host: Host) -> None:
         self.host = host
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
+        self._lies: BoolArray = np.zeros(host.shape, bool)
+        # The compiled form takes what is known, who lies and what is good in one piece; the first two are views of it.
+        flags = np.zeros((3, *host.shape), bool)
+        flags[0], flags[1] = self._known, self._liar
+        self._flags, self._known, self._liar = flags, flags[0], flags[1]
         self._top = np.zeros((len(host), R))
         self._most = []
         for g in host.groups:
@@ -57,6 +67,7 @@ class Trust:
             self._top[g.rows, g.cols] = most
             self._most.append(most)
         self._top[:, ~host.movable] = np.inf
+        self._most_by_pool = np.concatenate([*self._most, np.zeros(0)])
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with other VMs; ``rows`` (N,) is each one's former row, or -1."""
@@ -76,6 +87,8 @@ class Trust:
     def check(self, reading: Reading, held: IntArray) -> Reading:
         """Return ``reading``, or a copy without what cannot be true; ``held`` (..., N, R): units decided last."""
         usage = reading.usage
+        if kernel.compiled is not None:
+            return self._check_compiled(kernel.compiled, reading, held)
         good = usage >= 0.0  # NaN is not
         good &= usage <= self._top
         frozen = self._frozen(reading)
@@ -100,15 +113,19 @@ class Trust:
         self._bad[good] = 0
         lies = ~good & ~np.isnan(usage)
         self._liar &= ~good
-        if not lies.any():
-            return reading
         if reading.dt_ns > 0:
             self._liar |= lies
-        cleaned = reading.copy()
-        cleaned.usage[lies] = cleaned.demand_low[lies] = np.nan
-        cleaned.quality[lies] = Quality.MISSING
-        cleaned.wait_ns[any_of(lies)] = np.nan
-        return cleaned
+        return _without(reading, lies)
+
+    def _check_compiled(self, compiled: ModuleType, reading: Reading, held: IntArray) -> Reading:
+        moved, self._dt_ns = reading.dt_ns != self._dt_ns, reading.dt_ns
+        bad = compiled.check(
+            self._tables, self._hosts, _PATIENCE, moved, reading.dt_ns > 0, self._top, self._most_by_pool,
+            reading.usage, reading.quality, np.ascontiguousarray(held), self._last, self._same, self._bad, self._flags,
+            self._lies,
+        )  # fmt: skip
+        self._any = bad > 0
+        return _without(reading, self._lies) if bad else reading
 
     def _frozen(self, reading: Reading) -> BoolArray | None:
         """Return which entries stand still though they cannot; None where none does."""
@@ -141,3 +158,14 @@ class Trust:
         exact = doubt & (self._liar | (self._bad >= LOST_TICKS)) & host.movable
         np.copyto(request.ask, host.reservation, where=exact)
         np.copyto(request.need, np.minimum(request.need, host.reservation), where=exact)
+
+
+def _without(reading: Reading, lies: BoolArray) -> Reading:
+    """Return ``reading``, or where anything in it lies a copy in which that is missing."""
+    if not lies.any():
+        return reading
+    cleaned = reading.copy()
+    cleaned.usage[lies] = cleaned.demand_low[lies] = np.nan
+    cleaned.quality[lies] = Quality.MISSING
+    cleaned.wait_ns[any_of(lies)] = np.nan
+    return cleaned

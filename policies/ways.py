@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import kernel
 from .axes import flat_rows
 from .forecast import carry
 from .host import BoolArray, Host, IntArray, Isolation
@@ -38,10 +39,12 @@ class WayLine:
         size = host.shape[:-1]
         pinned = v.isolation == Isolation.SECURITY
         self._low_end: BoolArray = np.broadcast_to(pinned, size)
+        self._first = pinned
         self._pinned = bool(pinned.any())
         # Beside the place on the line, times N: who comes first at the same place; the pinned ones before all places.
         self._order: IntArray = v.rank + np.where(pinned, 0, (self._ways + 1) * max(len(v), 1))
         self._masks: IntArray = _masks(self._start + self._shared, self._count)
+        self._head = np.array([kernel.hosts_in(host), len(v), self._ways, self._shared], np.int64)
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1 for a new one."""
@@ -64,6 +67,12 @@ class WayLine:
     def place(self, count: IntArray, into: IntArray) -> None:
         """Write masks for ``count`` (..., N) ways to ``into`` (..., N); VMs of other zones are passed over."""
         here = self._here
+        if kernel.compiled is not None and into.flags.c_contiguous:
+            kernel.compiled.place_ways(
+                self._head, self._order, self._first, here, np.ascontiguousarray(count), self._start, self._count,
+                self._masks, into,
+            )  # fmt: skip
+            return
         want = count if here is None else count * here
         if not np.array_equal(want, self._count):
             self._start = self._layout(want)

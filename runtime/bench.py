@@ -1,8 +1,9 @@
 """``bench tick``: how long a tick takes where everything moves, with the real gap between ticks.
 
-In a tight loop caches stay warm and figures are a fraction of what hosts see; so ticks are 10 ms apart here too.
-The demand changes the allocation of at least a quarter of the VMs in every tick. On real cgroups the demand is put on
-top of what the (empty) cgroups report; everything else, every read and every write, is real.
+In a tight loop caches stay warm and figures are a fraction of what hosts see; so ticks are 10 ms apart here too. In
+every tick the demand of ``moving`` VMs jumps, each in its turn, by more than what a VM may count on; the figures say
+how many VMs' controls that moved. On real cgroups the demand is put on top of what the (empty) cgroups report;
+everything else, every read and every write, is real.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foreshare.envs.hal import Clock, Hal, Host, Plan, Quality, Receipt, VmSpec
 from foreshare.policies import kernel
 from foreshare.policies.errors import HostError
-from foreshare.policies.host import RESOURCES, FloatArray, IntArray, Placement, Resource, Topology, VmTable
+from foreshare.policies.host import RESOURCES, BoolArray, FloatArray, IntArray, Placement, Resource, Topology, VmTable
 from foreshare.policies.reading import Reading
 from foreshare.policies.registry import DEFAULT
 
@@ -29,7 +30,10 @@ from .asking import Where, open_mind
 from .jitter import JitterBeside
 from .latency import percentiles
 from .loop import ControlLoop, LoopOptions, Tick
-from .session import HalChoice, decide_options, open_hal
+from .session import decide_options
+
+if TYPE_CHECKING:
+    from foreshare.envs.simulator.scenario import Scenario
 
 WARM_UP_TICKS = 50
 REST_S = 30.0
@@ -49,12 +53,25 @@ class TickBench:
     policy: str = DEFAULT
     policy_in: Where = "auto"
     seed: int = 0
+    moving: int | None = None
+    """VMs whose demand jumps in each tick; None: a quarter of them. Of simulated hosts, all of them is the scenario as
+    it stands: a third jumps, and noise moves the others."""
+
+    rehearse: bool = True
+    """See LoopOptions."""
+
+    @property
+    def jumping(self) -> int:
+        """How many VMs' demand jumps in each tick."""
+        return min(self.moving if self.moving is not None else max(1, self.vms // 4), self.vms)
 
 
 class Churn:
-    """Demand that moves: each tick, half of the VMs draw a new one between nothing and a little above a fair share."""
+    """Demand that moves: each tick ``moving`` VMs, who take turns, jump between little and a bit above a fair share."""
 
-    def __init__(self, host: Host, seed: int) -> None:
+    def __init__(self, host: Host, seed: int, moving: int) -> None:
+        self._moving, self._turn = moving, 0
+        self._high: BoolArray = np.arange(len(host)) % 2 == 0
         self._rng = np.random.default_rng(np.random.SeedSequence(seed))
         n = max(len(host), 1)
         capacity = np.zeros(len(RESOURCES))
@@ -66,9 +83,24 @@ class Churn:
     def next(self) -> FloatArray:
         """Return (N, R) demand in units for the next tick."""
         n = len(self._now)
-        chosen = self._rng.random(n) < 0.5
-        self._now[chosen] = self._share * self._rng.uniform(0.02, 1.1, (int(chosen.sum()), 1))
+        chosen = (self._turn + np.arange(self._moving)) % max(n, 1)
+        self._turn = (self._turn + self._moving) % max(n, 1)
+        self._high[chosen] ^= True
+        low, high = self._rng.uniform(0.02, 0.4, (len(chosen), 1)), self._rng.uniform(0.7, 1.1, (len(chosen), 1))
+        self._now[chosen] = self._share * np.where(self._high[chosen, None], high, low)
         return self._now
+
+
+def churning(bench: TickBench) -> Scenario:
+    """Return the scenario in which as many VMs jump in each tick as are to, and the others stay where they are."""
+    from foreshare.envs.simulator.scenario import load_scenario
+
+    scenario = load_scenario("churn", vms=bench.vms, seed=bench.seed)
+    if bench.jumping == bench.vms:
+        return scenario
+    hold_ms = bench.tick_ms * bench.vms / bench.jumping
+    calm = tuple(replace(vm, workload=replace(vm.workload, on_ms=hold_ms, noise=0.0)) for vm in scenario.vm)
+    return replace(scenario, vm=calm)
 
 
 class DrivenHal:
@@ -125,15 +157,18 @@ class DrivenHal:
 
 
 class _Start:
-    """Drops the figures of the first ticks."""
+    """Drops the figures of the first ticks, and notes how few VMs any later one changed."""
 
     def __init__(self, loop: ControlLoop) -> None:
         self._loop = loop
+        self.least = len(loop.host)
 
     def on_tick(self, tick: Tick) -> None:
         """See :class:`~.loop.Observer`."""
         if tick.number == WARM_UP_TICKS - 1:
             self._loop.reset_figures()
+        elif tick.number >= WARM_UP_TICKS:
+            self.least = min(self.least, len(np.unique(tick.plan.vm)))
 
     def on_event(self, kind: str, vm: int, text: str) -> None:
         """See :class:`~.loop.Observer`."""
@@ -142,10 +177,9 @@ class _Start:
 def bench_tick(bench: TickBench) -> dict[str, Any]:
     """Measure; return the keys of ``foreshare bench tick --json``."""
     if bench.hal == "simulated":
-        choice = HalChoice(
-            hal="simulated", scenario="churn", vms=bench.vms, seed=bench.seed, realtime=True, tick_ms=bench.tick_ms
-        )
-        hal = open_hal(choice)
+        from foreshare.envs.hal.simulated import SimulatedHal
+
+        hal = SimulatedHal(churning(bench), seed=bench.seed, realtime=True, tick_ms=bench.tick_ms)
         try:
             return _measure(hal, bench)
         finally:
@@ -156,8 +190,9 @@ def bench_tick(bench: TickBench) -> dict[str, Any]:
 def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
     host = Host(hal.topology, hal.vms)
     with closing(open_mind(bench.policy, host, decide_options(hal, bench.tick_ms), bench.policy_in)) as mind:
-        loop = ControlLoop(hal, mind, LoopOptions(tick_ns=round(bench.tick_ms * 1e6)))
-        loop.observers.append(_Start(loop))
+        loop = ControlLoop(hal, mind, LoopOptions(tick_ns=round(bench.tick_ms * 1e6), rehearse=bench.rehearse))
+        start = _Start(loop)
+        loop.observers.append(start)
         hal.claim(lambda originals: None)
         with JitterBeside(bench.ticks, bench.tick_ms) as jitter:
             loop.run(bench.ticks + WARM_UP_TICKS)
@@ -166,6 +201,7 @@ def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
     return {
         "hal": bench.hal,
         "vms": bench.vms,
+        "moving": bench.jumping,
         "policy": bench.policy,
         "policy_in": "process" if mind.asker.beside else "inline",
         "resources": [name for name, moves in zip(RESOURCES, host.movable, strict=True) if moves],
@@ -184,6 +220,7 @@ def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
         "deferred_writes_pct": round(100.0 * counts.deferred / max(counts.writes + counts.deferred, 1), 4),
         "deferred_longest_ticks": counts.deferred_longest,
         "changed_vms_per_tick": round(counts.changed_vms / max(counts.ticks, 1), 2),
+        "changed_vms_least": start.least,
         "writes_per_tick": round(counts.writes / max(counts.ticks, 1), 2),
         "failed_writes": counts.failed,
         "jitter_us": jitter.result,
@@ -214,7 +251,8 @@ def _bench_linux(bench: TickBench) -> dict[str, Any]:
         real = LinuxHal(spec, roots)
         try:
             real.trace = writes
-            figures = _measure(DrivenHal(real, Churn(Host(real.topology, real.vms), bench.seed)), bench)
+            churn = Churn(Host(real.topology, real.vms), bench.seed, bench.jumping)
+            figures = _measure(DrivenHal(real, churn), bench)
         finally:
             real.close()
         with closing(LinuxHal(spec, roots, read_only=True)) as reader, _groups_of(writes):

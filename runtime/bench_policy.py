@@ -58,7 +58,7 @@ class Network:
         for weights, bias in self._layers[:-1]:
             x = np.maximum(x @ weights + bias, 0.0)
         weights, bias = self._layers[-1]
-        correction = np.exp(0.05 * np.tanh(x @ weights + bias))
+        correction = np.exp(0.05 + 0.05 * np.tanh(x @ weights + bias))
         corrected: IntArray = np.rint(units * correction).astype(np.int64)
         return corrected
 

@@ -33,6 +33,7 @@ from foreshare.policies.reading import Reading
 from .actuator import Obedience
 from .latency import Latency
 from .meter import Meter
+from .rehearsal import Rehearsal
 from .runlog import STAGES
 from .verify import Rounds
 
@@ -52,6 +53,9 @@ class LoopOptions:
     0: once a second."""
     verify_budget_ns: int = 500_000
     """What was just written is read back in the same tick, as far as that fits into so much time."""
+    rehearse: bool = False
+    """Wake up a little before each tick and judge the newest reading once more, for nothing: a CPU that has slept for
+    milliseconds has cold caches, and a decision takes twice as long there. Only where time is real."""
 
 
 @dataclass(slots=True, eq=False)
@@ -141,6 +145,7 @@ class ControlLoop:
         self._unknown: BoolArray = np.zeros(n, bool)
         self._doubted: BoolArray = np.zeros(n, bool)
         self._fault = ""
+        self._rehearsal = Rehearsal(hal.clock, self.options.tick_ns) if self.options.rehearse else None
         self.benches_before = 0
         """Benches of the policy before the figures began."""
 
@@ -164,6 +169,8 @@ class ControlLoop:
             next_ns = clock.now_ns() + tick_ns
             done = 0
             while (ticks is None or done < ticks) and not stop():
+                if self._rehearsal is not None:
+                    self._rehearsal.until(next_ns, self._rehearse)
                 clock.sleep_until(next_ns)
                 self._tick(next_ns)
                 if self.counts.ticks % COLLECT_TICKS == 0:
@@ -195,6 +202,9 @@ class ControlLoop:
         self.mind.warm_up()
         build_plan(self.host, self._held, self._held)
 
+    def _rehearse(self) -> None:
+        build_plan(self.host, self._held, self.mind.rehearse(self._reading).placement)
+
     def _tick(self, t_ns: int) -> None:
         now, stage = time.perf_counter_ns, self._stage
         began = now()
@@ -205,13 +215,15 @@ class ControlLoop:
         stage[1:5] = self.mind.stage_ns
 
         planning = now()
-        if self._unknown.any():
+        known = not self._unknown.any()
+        if not known:
             self._read(self._held, self._unknown.nonzero()[0])
+            known = not self._unknown.any()
         plan = build_plan(self.host, self._held, decision.placement)
         planned = now()
         stage[4] += planned - planning  # which writes lead there is the last part of placing
         self._receipt.clear()
-        if len(plan) and not self._unknown.any():
+        if len(plan) and known:
             self._apply(plan, decision.placement)
         applied = now()
 

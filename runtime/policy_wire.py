@@ -27,9 +27,9 @@ from foreshare.policies.allocators import Request
 from foreshare.policies.host import BoolArray, FloatArray, Host, Pool, R, Resource, Topology, VmTable
 
 MESSAGE = struct.Struct("<cqq")
-LOAD, READY, REFUSED, HOST, ASK, ANSWER = b"P", b"R", b"X", b"H", b"T", b"A"
+LOAD, READY, REFUSED, HOST, ASK, ANSWER, REHEARSE = b"P", b"R", b"X", b"H", b"T", b"A", b"W"
 """Load a policy (JSON follows); it is loaded; it could not be (text follows); a host (descriptor comes along); a
-request; an answer."""
+request; an answer; judge the request in the block for nothing."""
 TEXT_BYTES = 512
 MAX_MESSAGE = 1 << 16
 _ANSWER = struct.Struct("<qqqqq")

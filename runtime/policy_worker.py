@@ -23,7 +23,7 @@ from foreshare.policies.allocators import Allocator, Request
 from foreshare.policies.ask import call
 from foreshare.policies.host import Host
 
-from .policy_wire import ANSWER, ASK, HOST, LOAD, MAX_MESSAGE, MESSAGE, READY, REFUSED, Block
+from .policy_wire import ANSWER, ASK, HOST, LOAD, MAX_MESSAGE, MESSAGE, READY, REFUSED, REHEARSE, Block
 
 _PR_SET_PDEATHSIG = 1
 _COLLECT = 500
@@ -49,6 +49,7 @@ class Worker:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._policy: Allocator | None = None
+        self._double: Allocator | None = None
         self._block: Block | None = None
         self._host: Host | None = None
         self._served = 0
@@ -62,6 +63,8 @@ class Worker:
             kind, sequence, tick = MESSAGE.unpack_from(data)
             if kind == ASK:
                 self._answer(sequence, tick)
+            elif kind == REHEARSE:
+                self._rehearse(tick)
             elif kind == HOST:
                 self._bind(fds[0], sequence)
             elif kind == LOAD:
@@ -83,13 +86,18 @@ class Worker:
         if old is not None:
             old.close()
         if self._policy is not None:
-            rehearsal = Request.empty(len(self._host))
+            self._double = copy.deepcopy(self._policy)
             for _ in range(3):
-                call(copy.deepcopy(self._policy), rehearsal, self._host, 0)
+                call(self._double, Request.empty(len(self._host)), self._host, 0)
         gc.collect()
         gc.freeze()
         gc.disable()
         self._sock.send(MESSAGE.pack(READY, 0, 0))
+
+    def _rehearse(self, tick: int) -> None:
+        """Have the policy's double judge whatever stands in the block: its answer is dropped, the caches are warm."""
+        if self._block is not None and self._host is not None and self._double is not None:
+            call(self._double, self._block.request.read_only(), self._host, tick)
 
     def _answer(self, sequence: int, tick: int) -> None:
         block, host, policy = self._block, self._host, self._policy

@@ -153,7 +153,8 @@ class Session:
             mind.close()
 
     def _run_mind(self, hal: Hal, host: Host, mind: Mind, state: StateDir | None) -> Outcome:
-        options = self.options or LoopOptions(tick_ns=round(self.choice.tick_ms * 1e6))
+        real_time = not isinstance(hal.clock, VirtualClock) and hal.name != "replay"
+        options = self.options or LoopOptions(tick_ns=round(self.choice.tick_ms * 1e6), rehearse=real_time)
         loop = ControlLoop(hal, mind, options)
         if self.choice.config is not None and self.choice.config.migrate is not None:
             loop.meter.migrate_after_ns = round(self.choice.config.migrate.after_s * 1e9)

@@ -8,9 +8,11 @@ are left out; the next tick's plan has them when their donors are done.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.host import CACHE, CPU, IO, MEMORY, BoolArray, Host, IntArray, Isolation, Placement
 
 from .types import Control, Plan, Receipt
@@ -21,6 +23,10 @@ _COUNTED = np.array([CPU, MEMORY, IO])
 _CONTROL_OF = np.array(
     [Control.CPU, -1, Control.MEMORY, Control.IO], np.int64
 )  # by resource; ways have masks, not counts
+compiled_plan = kernel.load("foreshare.envs.hal._plan")
+"""The module of C functions (compiled/plan.c), or None; heeded as long as kernel.compiled is."""
+_MOST_WRITES, _MOST_SETS = 7, 2
+"""Of one VM in a plan: two sets of CPUs, two way masks, three amounts."""
 
 
 @dataclass(slots=True)
@@ -43,11 +49,13 @@ def build_plan(host: Host, current: Placement, target: Placement) -> Plan:
 
     Both must be feasible on their own: counts within capacity, CPUs and ways of isolated VMs nobody else's.
     """
+    if kernel.compiled is not None and compiled_plan is not None:
+        return _build_compiled(compiled_plan, host, current, target)
     take, give = _Writes([], [], []), _Writes([], [], [])
     sets: list[BoolArray] = []
-    whole = True
+    whole = bool(host.active.all())
     apart = host.vms.isolation != _SHARED
-    if not host.active.all():  # who is not there has no controls to write
+    if not whole:  # who is not there has no controls to write
         target = target.copy()
         for mine, theirs in ((target.units, current.units), (target.cpus, current.cpus), (target.ways, current.ways)):
             mine[~host.active] = theirs[~host.active]
@@ -75,8 +83,20 @@ def build_plan(host: Host, current: Placement, target: Placement) -> Plan:
         np.concatenate([*take.vm, *give.vm]),
         np.concatenate([*take.value, *give.value]),
         np.concatenate(sets) if sets else np.zeros((0, current.cpus.shape[1]), bool),
-        whole and bool(host.active.all()),
+        whole,
     )
+
+
+def _build_compiled(compiled: ModuleType, host: Host, current: Placement, target: Placement) -> Plan:
+    n, cpus = current.cpus.shape
+    control, vm = np.empty(_MOST_WRITES * n, np.int8), np.empty(_MOST_WRITES * n, np.int64)
+    value, sets = np.empty_like(vm), np.empty((_MOST_SETS * n, cpus), bool)
+    count, some, whole = compiled.build(
+        np.array((n, cpus, host.topology.min_ways), np.int64), host.active, host.vms.isolation != _SHARED,
+        host.vms.zone, host.movable, current.units, current.cpus, current.ways, target.units, target.cpus, target.ways,
+        control, vm, value, sets, np.empty(n, np.int64),
+    )  # fmt: skip
+    return Plan(control[:count], vm[:count], value[:count], sets[:some], whole)
 
 
 def _plan_cpus(

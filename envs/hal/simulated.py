@@ -9,7 +9,7 @@ import numpy as np
 
 from foreshare.envs.simulator.host import Simulator
 from foreshare.envs.simulator.scenario import Scenario
-from foreshare.policies.host import FloatArray, IntArray, Placement, Resource, Topology, VmTable
+from foreshare.policies.host import FloatArray, IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Quality, Reading
 
 from .clock import MonotonicClock
@@ -156,12 +156,7 @@ class SimulatedHal:
 
     def _command(self) -> None:
         held = self._held
-        units = held.units
-        # A shared VM's quota cannot buy more than the CPUs that it may run on.
-        within = held.cpus.sum(axis=1) * self._topology.units_per_cpu
-        commanded = units * held.present[:, None].astype(np.float64)
-        np.minimum(commanded[:, Resource.CPU], within, out=commanded[:, Resource.CPU])
-        self._simulator.command(commanded[None], held.gained[None].astype(np.float64))
+        self._simulator.command(held.in_force()[None], held.gained[None])
         held.gained[:] = 0
 
     def _catch_up(self, now_ns: int) -> None:

@@ -10,10 +10,12 @@ import os
 
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.errors import HalError
-from foreshare.policies.host import BoolArray, IntArray, Isolation, Placement, Resource, Topology, VmTable
+from foreshare.policies.host import BoolArray, FloatArray, IntArray, Isolation, Placement, Resource, Topology, VmTable
 from foreshare.policies.reading import Quality, Reading
 
+from .plan import compiled_plan
 from .types import Control, Plan, Receipt, WriteFailure
 
 _COLUMN = {Control.CPU: Resource.CPU, Control.MEMORY: Resource.MEMORY, Control.IO: Resource.IO}
@@ -59,6 +61,10 @@ class HeldPlacement:
         self.gained: IntArray = np.zeros((n, len(Resource)), np.int64)
         """(N, R) units that the newest plan gave to VMs which did not hold them; whoever takes note sets it to 0."""
         self.claimed = False
+        self._head = np.array(
+            (n, topology.cpus, topology.min_ways, topology.way_bits, topology.units_per_cpu), np.int64
+        )
+        self._before = np.zeros(n, np.int64)
         self.reset()
 
     def reset(self) -> None:
@@ -78,15 +84,28 @@ class HeldPlacement:
         if not count:
             return
         receipt.last_write_ns = now_ns
-        control, vm, value = plan.control, plan.vm, plan.value
+        if kernel.compiled is not None and compiled_plan is not None:
+            refused = np.empty(count, bool)
+            if compiled_plan.carry_out(
+                self._head, self._pool, self._isolated, self.present, plan.control, plan.vm, plan.value, plan.cpu_sets,
+                self.units, self.cpus, self.ways, self.gained, refused, self._before,
+            ):  # fmt: skip
+                self._note(plan, refused, receipt)
+            return
         refused = self._refused(plan)
         if refused.any():
-            gone = ~self.present[vm]
-            for i in np.flatnonzero(refused):
-                code = errno.ENOENT if gone[i] else errno.EINVAL
-                receipt.failures.append(WriteFailure(int(i), code, os.strerror(code), bool(gone[i])))
-            keep = ~refused
-            control, vm, value = control[keep], vm[keep], value[keep]
+            self._note(plan, refused, receipt)
+        self._carry_out(plan, ~refused)
+
+    def _note(self, plan: Plan, refused: BoolArray, receipt: Receipt) -> None:
+        """Put refused writes into the receipt."""
+        gone = ~self.present[plan.vm]
+        for i in np.flatnonzero(refused):
+            code = errno.ENOENT if gone[i] else errno.EINVAL
+            receipt.failures.append(WriteFailure(int(i), code, os.strerror(code), bool(gone[i])))
+
+    def _carry_out(self, plan: Plan, keep: BoolArray) -> None:
+        control, vm, value = plan.control[keep], plan.vm[keep], plan.value[keep]
         # Numpy assigns repeated indices in order: the last write of a VM's knob is the one that stays.
         for knob, column in _COLUMN.items():
             chosen = control == knob
@@ -111,6 +130,17 @@ class HeldPlacement:
             own = self._isolated[rows]
             self.units[rows[own], Resource.CPU] = now[own].sum(axis=1) * per_cpu
             self.gained[rows[own], Resource.CPU] = (now[own] & ~held[own]).sum(axis=1) * per_cpu
+
+    def in_force(self) -> FloatArray:
+        """Return (N, R) the units that the controls let VMs have: a quota buys no more than the CPUs of its set."""
+        out = np.empty(self.units.shape)
+        if kernel.compiled is not None and compiled_plan is not None:
+            compiled_plan.in_force(self._head, self.present, self.units, self.cpus, out)
+            return out
+        np.multiply(self.units, self.present[:, None], out=out)
+        within = self.cpus.sum(axis=1) * self._topology.units_per_cpu
+        np.minimum(out[:, Resource.CPU], within, out=out[:, Resource.CPU])
+        return out
 
     def _refused(self, plan: Plan) -> BoolArray:
         """Return (K,) the writes that a kernel would refuse."""

@@ -157,11 +157,16 @@ class Simulator:
             if v.arrive_ms:
                 self._vanish(slice(None), i)
 
-    def command(self, units: FloatArray | IntArray, gained: FloatArray | None = None) -> None:
+    def command(self, units: FloatArray | IntArray, gained: FloatArray | IntArray | None = None) -> None:
         """Ask for an allocation (H, N, R), in force after the delay; cache 0 means the shared class.
 
         ``gained``: units that are new to their VM, where that is more than the difference (a core against another).
         """
+        if kernel.compiled is not None and compiled_step is not None and units.shape == self.commanded.shape:
+            fresh = None if gained is None else np.ascontiguousarray(gained, np.float64)
+            asked = np.ascontiguousarray(units, np.float64)
+            compiled_step.command(self.alive, asked, fresh, self.commanded, self.gained)
+            return
         wanted = units * self.alive[..., None]
         difference = np.maximum(wanted - self.commanded, 0.0)
         self.gained += difference if gained is None else np.maximum(gained, difference) * self.alive[..., None]

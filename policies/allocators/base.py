@@ -7,6 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.axes import any_of
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.host import CPU, IO, FloatArray, Host, IntArray, R
@@ -64,7 +65,16 @@ def make_request(forecast: Forecast, host: Host, reading: Reading, headroom: flo
     Where a VM stands at its limit, or nothing was read of it, a forecast is no ground to hold it below its reservation:
     it asks for at least that.
     """
+    np.copyto(into.usage, forecast.usage)
+    np.copyto(into.backlog, forecast.backlog)
+    np.copyto(into.delay_ticks, forecast.delay_ticks)
     present = reading.present
+    if kernel.compiled is not None:
+        kernel.compiled.request(
+            kernel.tables(host), kernel.hosts_in(host), headroom, forecast.mean, forecast.upper, forecast.clearing,
+            None if forecast.exact else reading.quality, _IN_DOUBT, forecast.unsure, present, into.ask, into.need,
+        )  # fmt: skip
+        return
     np.multiply(forecast.upper, headroom, out=into.ask)
     into.ask += forecast.clearing
     np.clip(into.ask, host.floor, host.cap, out=into.ask)
@@ -72,9 +82,6 @@ def make_request(forecast: Forecast, host: Host, reading: Reading, headroom: flo
         unsure = any_of((reading.quality & _IN_DOUBT) != 0) | forecast.unsure
         np.maximum(into.ask, host.reservation, out=into.ask, where=unsure[..., None])
     np.clip(forecast.mean, host.floor, host.cap, out=into.need)
-    into.usage[:] = forecast.usage
-    into.backlog[:] = forecast.backlog
-    into.delay_ticks[:] = forecast.delay_ticks
     if not present.all():
         gone = ~present
         into.ask[..., gone, :] = host.floor[gone]

@@ -82,13 +82,12 @@ class Triage:
         """See :class:`~.base.Allocator`."""
         if host is not self._host:
             self._bind(host)
+        if kernel.compiled is not None:
+            return self._allocate_compiled(kernel.compiled, request)
         weight = self._weight * (1.0 + self._over) ** -self.knobs.thrift
         if self.favour is not None:
             weight = weight * self.favour
-        if kernel.compiled is not None:
-            out = self._allocate_compiled(kernel.compiled, request, weight)
-        else:
-            out = self._allocate(request, host, weight)
+        out = self._allocate(request, host, weight)
         over = np.maximum(out - host.reservation, 0) * self._per_share
         self._over += (largest(over) - self._over) / self.knobs.thrift_ticks
         return out
@@ -126,12 +125,16 @@ class Triage:
             out[..., g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out
 
-    def _allocate_compiled(self, compiled: ModuleType, request: Request, weight: FloatArray) -> IntArray:
-        out = np.zeros(request.ask.shape, np.int64)
+    def _allocate_compiled(self, compiled: ModuleType, request: Request) -> IntArray:
+        out, weight, k = np.zeros(request.ask.shape, np.int64), np.empty(self._over.shape), self.knobs
+        compiled.stand_back(self._tables, self._hosts, self._weight, self._over, k.thrift, weight)
+        if self.favour is not None:
+            weight *= self.favour
         ask, need, backlog = (np.ascontiguousarray(x) for x in (request.ask, request.need, request.backlog))
         compiled.triage(
             self._tables, self._hosts, ask, need, backlog, weight, self._constants, self.admitted, out
         )  # fmt: skip
+        compiled.note_over(self._tables, self._hosts, out, self._per_share, k.thrift_ticks, self._over)
         return out
 
     @staticmethod

@@ -94,4 +94,48 @@ int64_t network_room(const network_t *m, int64_t n);   /* floats to work in */
 void network(const network_t *m, int64_t n, const float *vms, const bool *there, const float *host, float *room,
              float *out);
 
+/* reading.c */
+typedef struct {
+    int64_t frozen_ticks, lost_ticks;
+    bool moved, any_stale; /* another time between the samples; a value anywhere that is marked as stale */
+    bool passed;           /* time has passed since the sample before */
+    const double *top;     /* (N, R) */
+    const double *most;    /* (pools,) */
+} trust_t;
+typedef struct {
+    double *last;            /* (N, R), and so are the others */
+    int64_t *same, *bad;
+    bool *known, *liar, *good;
+} trust_state_t;
+int64_t check(const tables_t *t, const trust_t *k, const double *usage, const uint8_t *quality, const int64_t *held,
+              trust_state_t *s, bool *lies);
+void request(const tables_t *t, double headroom, const double *mean, const double *upper, const double *clearing,
+             const uint8_t *quality, const uint8_t *in_doubt, const bool *unsure, const bool *present, double *ask,
+             double *need);
+void stand_back(const tables_t *t, const double *weight, const double *over, double thrift, double *out);
+void note_over(const tables_t *t, const int64_t *units, const double *per_share, double ticks, double *over);
+
+/* place.c */
+typedef struct {
+    int64_t n, units, cores, cpus, zones, per_cpu, per_core;
+    const int64_t *line_cpu, *line_core, *line_zone; /* (cpus,) along the line */
+    const int64_t *core_zone, *whole;                /* (cores,) */
+    const int64_t *apart, *zone, *by_rank;           /* (N,) */
+} layout_t;
+typedef struct {
+    int64_t *have, *want, *change, *evicted, *count;   /* (N,) */
+    double *middle;                                    /* (N,) */
+    double *used;                                      /* (cores,) */
+    bool *freed, *touched;                             /* (cores,), (N,) */
+    int64_t *order, *merge;                            /* the larger of both */
+} place_scratch_t;
+typedef struct {
+    double *key;
+    int64_t *order, *merge, *right, *at; /* (N,) */
+} ways_scratch_t;
+void place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *core_owner, int64_t *held, bool *cpus,
+           place_scratch_t *s);
+void lay_out(int64_t n, int64_t ways, const int64_t *order, const bool *first, const int64_t *want, int64_t *start,
+             const int64_t *had, ways_scratch_t *s);
+
 #endif

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 
+#include "bindings.h"
 #include "kernel.h"
 
 enum { HEAD = 5 };
@@ -247,10 +248,83 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
     return let_go(&b, none());
 }
 
+static PyObject *py_check(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 15)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const int64_t *ticks = take(&c.buffers, args[2], 'l', 2, false);
+    trust_t k = {.moved = args[3] == Py_True, .passed = args[4] == Py_True,
+                 .top = take(&c.buffers, args[5], 'd', c.nr, false),
+                 .most = take(&c.buffers, args[6], 'd', c.tables.pools, false)};
+    const double *usage = REAL(7, c.nr);
+    const uint8_t *quality = take(&c.buffers, args[8], 'B', c.hosts * c.nr, false);
+    const int64_t *held = WHOLE(9, c.nr);
+    trust_state_t s = {.last = REAL_OUT(10, c.nr), .same = WHOLE_OUT(11, c.nr), .bad = WHOLE_OUT(12, c.nr)};
+    bool *flags = take(&c.buffers, args[13], '?', 3 * c.hosts * c.nr, true), *lies = FLAG_OUT(14, c.nr);
+    int64_t bad = 0;
+    if (!c.buffers.failed) {
+        k.frozen_ticks = ticks[0], k.lost_ticks = ticks[1];
+        for (Py_ssize_t at = 0; at < c.hosts * c.nr; at++) k.any_stale = k.any_stale || (quality[at] & 2);
+        s.known = flags, s.liar = flags + c.hosts * c.nr, s.good = flags + 2 * c.hosts * c.nr;
+    }
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
+        bad += check(&c.tables, &k, usage + h * c.nr, quality + h * c.nr, held + h * c.nr, &s, lies + h * c.nr);
+        s.last += c.nr, s.same += c.nr, s.bad += c.nr, s.known += c.nr, s.liar += c.nr, s.good += c.nr;
+    }
+    return finish(&c, PyLong_FromLongLong(bad));
+}
+
+static PyObject *py_request(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 12)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    double headroom = PyFloat_AsDouble(args[2]);
+    if (PyErr_Occurred()) c.buffers.failed = true;
+    const double *mean = REAL(3, c.nr), *upper = REAL(4, c.nr), *clearing = REAL(5, c.nr);
+    bool knows = args[6] == Py_None;
+    const uint8_t *quality = knows ? NULL : take(&c.buffers, args[6], 'B', c.hosts * c.nr, false);
+    const uint8_t *in_doubt = take(&c.buffers, args[7], 'B', R, false);
+    const bool *unsure = take(&c.buffers, args[8], '?', c.hosts * c.n, false);
+    const bool *present = take(&c.buffers, args[9], '?', c.n, false);
+    double *ask = REAL_OUT(10, c.nr), *need = REAL_OUT(11, c.nr);
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
+        Py_ssize_t at = h * c.nr;
+        request(&c.tables, headroom, mean + at, upper + at, clearing + at, knows ? NULL : quality + at, in_doubt,
+                knows ? NULL : unsure + h * c.n, present, ask + at, need + at);
+    }
+    return finish(&c, none());
+}
+
+static PyObject *py_stand_back(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 6)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const double *weight = take(&c.buffers, args[2], 'd', c.n, false), *over = REAL(3, c.n);
+    double thrift = PyFloat_AsDouble(args[4]), *out = REAL_OUT(5, c.n);
+    if (PyErr_Occurred()) c.buffers.failed = true;
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+        stand_back(&c.tables, weight, over + h * c.n, thrift, out + h * c.n);
+    return finish(&c, none());
+}
+
+static PyObject *py_note_over(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 6)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const int64_t *units = WHOLE(2, c.nr);
+    const double *per_share = take(&c.buffers, args[3], 'd', c.nr, false);
+    double ticks = PyFloat_AsDouble(args[4]), *over = REAL_OUT(5, c.n);
+    if (PyErr_Occurred()) c.buffers.failed = true;
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+        note_over(&c.tables, units + h * c.nr, per_share, ticks, over + h * c.n);
+    return finish(&c, none());
+}
+
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
-                                METHOD(estimate),   METHOD(follow),        METHOD(room_left),
-                                METHOD(network),    {NULL, NULL, 0, NULL}};
+                                METHOD(estimate),   METHOD(follow),        METHOD(room_left), METHOD(place),
+                                METHOD(place_ways), METHOD(check),         METHOD(request),   METHOD(stand_back),
+                                METHOD(note_over),  METHOD(network),       {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

@@ -21,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tick = what.add_parser("tick", help="one tick, stage by stage, with the real gap between ticks")
     tick.add_argument("--hal", choices=("simulated", "linux"), default="simulated", help="linux makes its own cgroups")
     tick.add_argument("--vms", type=whole(1, MAX_VMS), default=64, metavar="N", help="number of VMs (default 64)")
+    tick.add_argument(
+        "--moving", type=whole(1, MAX_VMS), metavar="K",
+        help="VMs whose demand jumps in each tick (default a quarter; as many as there are: everything moves)",
+    )  # fmt: skip
     tick.add_argument("--ticks", type=whole(10, 10**7), default=1000, metavar="N", help="ticks counted (default 1000)")
     tick.add_argument("--tick-ms", type=number(5, 1000, "ms"), default=10.0, metavar="MS", help="gap (default 10)")
     tick.add_argument(
@@ -87,7 +91,7 @@ def execute(args: argparse.Namespace) -> int:
     result = bench_tick(
         TickBench(
             hal=args.hal, vms=args.vms, ticks=args.ticks, tick_ms=args.tick_ms, policy=args.policy,
-            policy_in=args.policy_in, seed=args.seed,
+            policy_in=args.policy_in, seed=args.seed, moving=args.moving,
         )
     )  # fmt: skip
     sys.stdout.write(json.dumps(result) + "\n" if args.json else _people(result))
@@ -147,8 +151,9 @@ def _people_forecast(result: dict[str, Any]) -> str:
 
 def _people(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['vms']} VMs on {result['hal']}, {', '.join(result['resources'])}; {result['ticks']} ticks,"
-        f" {result['changed_vms_per_tick']} VMs changed and {result['writes_per_tick']} writes a tick",
+        f"{result['vms']} VMs on {result['hal']}, {', '.join(result['resources'])}; {result['ticks']} ticks, in each of"
+        f" which demand of {result['moving']} VMs jumps, {result['changed_vms_per_tick']} VMs change and"
+        f" {result['writes_per_tick']} writes are made",
         f"{'us':<12}{'p50':>9}{'p99':>9}{'p99.9':>9}",
     ]
     rows = {**result["stages"], "decision": result["decision_us"], "whole tick": result["tick_us"]}

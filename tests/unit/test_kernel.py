@@ -20,6 +20,7 @@ from foreshare.envs.simulator.scenario_draw import draw
 from foreshare.envs.simulator.suites import load_suite
 from foreshare.policies import kernel
 from foreshare.policies.allocators import Allocator, PrioritySort, Request, Triage, WaterFilling
+from foreshare.policies.allocators.base import make_request
 from foreshare.policies.backlog_forecast import BacklogForecaster, BacklogKnobs
 from foreshare.policies.features import Encoder
 from foreshare.policies.forecast import Forecast
@@ -27,6 +28,7 @@ from foreshare.policies.guard import Guard
 from foreshare.policies.host import Host
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import make_mind
+from foreshare.policies.trust import Trust
 
 if kernel.compiled is None:
     pytest.skip("nothing was compiled here: there is only one form", allow_module_level=True)
@@ -123,6 +125,48 @@ def test_estimate_and_forecast_agree_over_many_readings(host: Host, seed: int) -
         for name in ("mean", "upper", "clearing", "usage", "backlog", "delay_ticks"):
             np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-9, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(fast.estimator.demand, reference.estimator.demand, rtol=1e-9, atol=1e-9)
+
+
+@given(host=hosts(), seed=st.integers(0, 2**32 - 1))
+def test_the_same_is_believed_and_asked(host: Host, seed: int) -> None:
+    """Readings that stand still, are stale, lie together or cannot be; VMs that come and go."""
+    rng, batch = np.random.default_rng(seed), in_batch(host, 3)
+    fast, reference = Trust(batch), Trust(batch)
+    a, b = (Request.empty(len(host), batch.batch) for _ in range(2))
+    reading = spoiled(rng, batch)
+    for tick in range(16):
+        if tick == 8:
+            host = Host(host.topology, host.vms, rng.random(len(host)) < 0.7)
+            batch = in_batch(host, 3)
+            for trust in (fast, reference):
+                trust.rebind(batch, np.arange(len(host)))
+        new = spoiled(rng, batch)
+        kept = rng.random(batch.shape) < rng.choice([0.0, 0.5, 1.0])  # what stands still
+        for name in ("usage", "demand_low", "quality"):
+            np.copyto(getattr(new, name), getattr(reading, name), where=kept)
+        new.quality[rng.random(batch.shape) < 0.1] |= np.uint8(Quality.STALE)
+        new.present[:] = rng.random(len(host)) < 0.9
+        reading = new
+        held = rng.integers(0, host.cap + 1, batch.shape)
+        forecast = Forecast.empty(len(host), batch.batch)
+        for name in ("mean", "upper", "clearing", "usage", "backlog"):
+            getattr(forecast, name)[:] = rng.exponential(20.0, batch.shape)
+        forecast.unsure[:] = rng.random(batch.shape[:-1]) < 0.2
+        forecast.exact = tick % 5 == 4
+        forecast.mean[rng.random(batch.shape) < 0.05] = np.nan
+        use(True)
+        got = fast.check(reading, held)
+        make_request(forecast, batch, got, 1.05, a)
+        fast.entitle(a, reading.present)
+        use(False)
+        wanted = reference.check(reading, held)
+        make_request(forecast, batch, wanted, 1.05, b)
+        reference.entitle(b, reading.present)
+        for name in ("usage", "demand_low", "wait_ns", "quality"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
+        for name in ("ask", "need", "usage", "backlog", "delay_ticks"):
+            np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-12, err_msg=name)
+        np.testing.assert_array_equal(fast.doubted_vms(reading.present), reference.doubted_vms(reading.present))
 
 
 @given(host=hosts(), seed=st.integers(0, 2**32 - 1))

@@ -238,7 +238,27 @@ static PyObject *py_serve(PyObject *self, PyObject *const *args, Py_ssize_t got)
     return let_go(&b, Py_None);
 }
 
+/* Simulator.command(): (H, N) alive, (H, N, R) units, what is new of them or None, and the state. */
+static PyObject *py_command(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    buffers_t b = {.count = 0};
+    if (count != 5) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 5", count);
+    const bool *alive = take(&b, args[0], '?', -1, false);
+    Py_ssize_t vms = b.failed ? 0 : b.view[0].len;
+    const double *units = take(&b, args[1], 'd', vms * R, false);
+    const double *gained = args[2] == Py_None ? NULL : take(&b, args[2], 'd', vms * R, false);
+    double *commanded = take(&b, args[3], 'd', vms * R, true), *fresh = take(&b, args[4], 'd', vms * R, true);
+    for (Py_ssize_t at = 0; !b.failed && at < vms * R; at++) {
+        double there = alive[at / R] ? 1.0 : 0.0, wanted = units[at] * there;
+        double more = larger(wanted - commanded[at], 0.0);
+        fresh[at] += gained ? larger(gained[at], more) * there : more;
+        commanded[at] = wanted;
+    }
+    Py_INCREF(Py_None);
+    return let_go(&b, Py_None);
+}
+
 static PyMethodDef methods[] = {{"serve", (PyCFunction)(void (*)(void))py_serve, METH_FASTCALL, NULL},
+                                {"command", (PyCFunction)(void (*)(void))py_command, METH_FASTCALL, NULL},
                                 {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_serve", NULL, 0, methods, NULL, NULL, NULL, NULL};
 

@@ -1,0 +1,85 @@
+"""What a VM gains by the way in which it asks, against an honest one with the same true need: nothing.
+
+An inflator shows more than it needs: its twin shows what it needs. An oscillator, and one that is silent and then asks
+for all at once, need the same work over time as a steady VM in their place. All under overload, when there is something
+to gain, and by the share of their requests that are late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from foreshare.envs.simulator.scenario import Scenario, WorkloadShape
+from foreshare.envs.simulator.suites import load_suite
+from foreshare.policies.host import FloatArray
+from foreshare.policies.registry import tuned_knobs
+from foreshare.training.drive import open_world, simulator_of
+
+SCENARIOS = ["train-12x8", "train-24x24", "train-48x24"]
+WARM, TICKS, SEEDS = 50, 300, [0, 1, 2]
+STEADY = WorkloadShape(kind="steady", noise=0.1)
+ADVERSARIES = {
+    "oscillates every tick": WorkloadShape(kind="oscillator", peak=1.8, on_ms=10, off_ms=10, noise=0.1),
+    "oscillates": WorkloadShape(kind="oscillator", peak=1.8, on_ms=50, off_ms=50, noise=0.1),
+    "bursts": WorkloadShape(kind="oscillator", peak=3.0, on_ms=50, off_ms=150, noise=0.1),
+    "is silent": WorkloadShape(kind="silent", on_ms=300, off_ms=300, noise=0.1),
+    "is silent for long": WorkloadShape(kind="silent", on_ms=300, off_ms=900, noise=0.1),
+}
+
+
+def scenario_of(name: str, load: float) -> Scenario:
+    (found,) = (s for s in load_suite("train").scenarios if s.name == name)
+    return replace(found, load=load)
+
+
+def every_fourth(scenario: Scenario) -> list[int]:
+    return list(range(len(scenario.vm)))[::4]
+
+
+def played(scenario: Scenario, workload: WorkloadShape) -> Scenario:
+    """Every fourth VM runs ``workload``, at its usual mean."""
+    vms = list(scenario.vm)
+    for i in every_fourth(scenario):
+        vms[i] = replace(vms[i], workload=workload, arrive_ms=0.0, leave_ms=0.0)
+    return replace(scenario, vm=tuple(vms))
+
+
+def late_share(scenario: Scenario, *, defended: bool = True) -> FloatArray:
+    """Return (N,) the share of each VM's requests that are late under triage, with or without its defence."""
+    knobs = tuned_knobs("triage")
+    world = open_world(scenario, "triage", SEEDS, knobs=knobs if defended else replace(knobs, thrift=0.0))
+    meter = simulator_of(world).lateness
+    for tick in range(WARM + TICKS):
+        if tick == WARM:
+            late, arrived = meter.late_total.copy(), meter.arrived_total.copy()
+        world.sense()
+        world.act()
+    return np.asarray(
+        (meter.late_total - late).sum(axis=0) / np.maximum((meter.arrived_total - arrived).sum(axis=0), 1e-9)
+    )
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_who_oscillates_or_is_silent_is_not_served_better_than_who_is_steady(name: str) -> None:
+    scenario = scenario_of(name, 0.9)
+    rows = every_fourth(scenario)
+    honest = late_share(played(scenario, STEADY))[rows].mean()
+    for how, workload in ADVERSARIES.items():
+        assert late_share(played(scenario, workload))[rows].mean() >= honest - 0.005, how
+
+
+def test_the_defences_cost_the_honest_next_to_nothing() -> None:
+    """That who took much lately has to stand back (thrift), on hosts whose VMs are all honest, at a usual load."""
+    lost = []
+    for name in SCENARIOS:
+        scenario = scenario_of(name, 0.65)
+        honest = tuple(
+            replace(vm, workload=STEADY) if vm.workload.kind in ("inflator", "oscillator", "silent") else vm
+            for vm in scenario.vm
+        )
+        fair = replace(scenario, vm=honest)
+        lost.append((late_share(fair) - late_share(fair, defended=False)).mean())
+    assert np.mean(lost) <= 0.01, lost
