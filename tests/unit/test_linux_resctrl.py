@@ -301,8 +301,7 @@ def test_new_threads_follow_and_reused_numbers_do_not(tmp_path: Path) -> None:
     reused = host.tids[2][0]
     host.put({f"proc/{reused}/stat": f"{reused} (y) S " + " ".join(["0"] * 18 + ["99"] + ["0"] * 5)})
     host.fake.put("tasks", f"{reused}\n")
-    host.tids[2].remove(reused)
-    host.put({"cg/vm2/cgroup.threads": "\n".join(map(str, host.tids[2]))})
+    host.die(2, reused)
     tick(host, hal, 250)
     assert reused not in host.tasks(name_of(hal, 2))
     host.fake.put("tasks", f"{host.tids[3][1]}\n")

@@ -181,7 +181,7 @@ def _take_cpuset(vm: VmControls, layout: CpuLayout) -> None:
     keep = now & managed
     if keep and keep != now:
         narrow, wide = (cpulist.form(s).encode() + b"\n" for s in (keep, now))
-        write_cpus(vm.cpuset, narrow, wide, wide)
+        write_cpus(vm, narrow, wide, wide)
 
 
 def memory_nodes_above(group: Cgroup) -> str:

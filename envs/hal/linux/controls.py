@@ -43,11 +43,11 @@ def parse_quota(version: int, data: bytes, period_us: int) -> tuple[int, int]:
 def io_payload(version: int, device: str, rate: int | None) -> bytes:
     """Return what limits a device to ``rate`` bytes/s (None: no limit), in v1 for one direction, in v2 for both.
 
-    0 lifts the limit in v1, so a rate is at least 1.
+    0 lifts the limit in v1, and v2 refuses 0 and 1, so a rate is at least 1 or 2.
     """
     if version == 1:
         return b"%s %d\n" % (device.encode(), 0 if rate is None else max(rate, 1))
-    word = b"max" if rate is None else b"%d" % max(rate, 1)
+    word = b"max" if rate is None else b"%d" % max(rate, 2)
     return b"%s rbps=%s wbps=%s\n" % (device.encode(), word, word)
 
 
@@ -271,23 +271,24 @@ def add_children(vm: VmControls, *, writable: bool) -> None:
         vm.cpuset.append(Knob(fd, f"{child.where}/cpuset.cpus", 1))
 
 
-def write_cpus(knobs: list[Knob], new: bytes, union: bytes, held: bytes) -> int:
-    """Set the CPUs of a cpuset and all below it; return the number of system calls. Raises OSError.
+def write_cpus(vm: VmControls, new: bytes, union: bytes, held: bytes) -> int:
+    """Set the CPUs of a VM's cpuset and all below it; return the number of system calls. Raises OSError.
 
     v1: a child's CPUs must be among its parent's at every moment, so the tree first grows from above to ``union`` (what
     is held and what is new) and then shrinks from below to ``new``.
     """
+    knobs, pwrite = vm.cpuset, vm.cpu.mount.pwrite
     if len(knobs) == 1:
-        os.pwrite(knobs[0].fd, new, 0)
+        pwrite(knobs[0].fd, new, 0)
         return 1
     calls = 0
     if union != held:
         for knob in knobs:
-            os.pwrite(knob.fd, union, 0)
+            pwrite(knob.fd, union, 0)
             calls += 1
     if new != union or not calls:
         for knob in reversed(knobs):
-            os.pwrite(knob.fd, new, 0)
+            pwrite(knob.fd, new, 0)
             calls += 1
     return calls
 

@@ -93,12 +93,12 @@ class LinuxHal:
                 self._open_partitions(offer)
             self._writer = Writer(
                 self._controls, self._threads, self._vms, self._topology, self._devices, spec.io, spec.period_us,
-                self._clock,
+                self._clock, self._roots.pwrite,
             )  # fmt: skip
             self.cpu_partitions = CpuPartitions(self._controls, self._writer.apart, spec.cpu_partitions)
             self._sampler = Sampler(
                 self._controls, self._threads, self._topology, self._devices, self._writer.limits, self._clock,
-                waits=schedstat_works(self._roots), settle=self._writer.settle,
+                waits=schedstat_works(self._roots), settle=self._writer.settle, pread=self._roots.pread,
             )  # fmt: skip
             self.read_back(Placement.empty(len(self._vms), self._topology.cpus))
         except OSError as error:

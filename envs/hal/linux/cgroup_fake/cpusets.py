@@ -163,7 +163,7 @@ def _why_not(tree: FakeCgroups, group: Group) -> str | None:
 
 
 def _judge_below(tree: FakeCgroups, group: Group) -> None:
-    """A partition's children follow: they are none below one that is none, and may be again."""
+    """Let a partition's children follow: they are none below one that is none, and may be again."""
     for child in group.children.values():
         if child.partition != "member":
             if is_partition(group):

@@ -18,7 +18,7 @@ class Group:
         self.children: dict[str, Group] = {}
         self.on: list[str] = []
         """Controllers that it passes on (cgroup.subtree_control)."""
-        self.threaded = parent is not None and parent.threaded
+        self.threaded: bool = parent is not None and parent.threaded
         for controller in ("cpu", "cpuset", "io"):
             self.reset(controller)
 
@@ -32,7 +32,7 @@ class Group:
             self.mems: frozenset[int] = frozenset()
             self.partition = "member"
             self.invalid: str | None = None
-            """Why what was asked for (root, isolated) is none; "" where the kernel gives no reason, None where it is one."""
+            """Why what was asked for (root, isolated) is none, "" where the kernel gives no reason; None: it is one."""
         elif controller == "io":
             self.limits: dict[str, list[int]] = {}
             """By disk: bytes and operations per second, read and written (rbps, wbps, riops, wiops)."""

@@ -17,7 +17,7 @@ def refuse(number: int) -> OSError:
 
 
 def kstrtoull(text: str) -> int:
-    """Return a whole number as kstrtoull(text, 0) reads it: one newline may follow, blanks may not.
+    """Return a whole number, decimal, octal or hexadecimal by its prefix: one newline may follow, blanks may not.
 
     Raises OSError: EINVAL, ERANGE.
     """

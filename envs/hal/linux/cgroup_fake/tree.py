@@ -136,6 +136,12 @@ class FakeCgroups:
         self._show()
         return len(data)
 
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        """Read as os.pread; a file of a cgroup that is gone fails. Raises OSError (ENODEV)."""
+        if os.fstat(fd).st_nlink == 0:
+            raise refuse(errno.ENODEV)
+        return os.pread(fd, length, offset)
+
     def inside(self, group: Group) -> bool:
         """Return whether a thread is in this very cgroup."""
         return any(at is group for _, at in self.threads.values())
