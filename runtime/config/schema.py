@@ -238,6 +238,8 @@ class HostConfig:
         default=DiscoveryConfig(), metadata=_key(_table(DiscoveryConfig), '{ libvirt = "off" }')
     )
     """How VMs are found by their uuid: a table of its own, below."""
+    patience_s: float = field(default=0.0, metadata=_key(number(0, 60, "s"), "1.0"))
+    """A system call that takes longer is taken to hang: the loop goes on without the host; 0: it would hang, too."""
     state_dir: str = field(default="/run/foreshare", metadata=_key(absolute_path(), '"/run/foreshare"'))
     """Folder of the journal that puts the host back after a crash; it must not outlive a reboot."""
 

@@ -25,6 +25,7 @@ from .controls import (
     VmControls,
     first_line,
     io_payload,
+    missing_above,
     parse_io_limit,
     parse_quota,
     quota_payload,
@@ -382,7 +383,8 @@ class Writer:
     def _explain(self, control: int, row: int, error: OSError) -> str:
         vm = self._vms[row]
         where = vm.quota.path if control == _CPU else vm.cpuset[0].path if control == _CPUS and vm.cpuset else vm.cgroup
-        return f"{where}: {error.strerror}"
+        lost = missing_above(vm) if control == _CPUS and error.errno == errno.EACCES else ""
+        return f"{where}: {lost or error.strerror}"
 
 
 def _text(data: bytes) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from foreshare.policies.errors import HostError
 
 from .cgroups import DENIED, GONE, Cgroup, Hierarchies
+from .roots import read_text
 
 NO_LIMIT = -1
 QUOTA_V1, PERIOD_V1, QUOTA_V2 = "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.max"
@@ -291,6 +292,24 @@ def write_cpus(vm: VmControls, new: bytes, union: bytes, held: bytes) -> int:
             pwrite(knob.fd, new, 0)
             calls += 1
     return calls
+
+
+def missing_above(vm: VmControls) -> str:
+    """Return what a v1 cpuset above the VM's lacks, "" where it is not that.
+
+    v1 takes a CPU that goes offline out of every cpuset and does not put it back, and a cpuset can have no CPU that the
+    one above it lacks (EACCES). That one belongs to somebody else.
+    """
+    if not vm.cpuset or vm.cpuset[0].version != 1:
+        return ""
+    top = vm.cpuset_tree[0]
+    above = f"{top.mount.path}/{top.path.rpartition('/')[0]}".rstrip("/")
+    has = read_text(f"{above}/cpuset.cpus")
+    return (
+        ""
+        if has is None
+        else f"the cpuset above it has only CPUs {has}: write what it should have to {above}/cpuset.cpus"
+    )
 
 
 def open_or_explain(at: Cgroup, name: str, flags: int) -> int:

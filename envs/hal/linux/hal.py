@@ -38,6 +38,7 @@ from .spec import LinuxSpec
 from .telemetry import Sampler
 from .threads import RESCAN_TICKS, VmThreads, schedstat_works
 from .topology import discover
+from .troubles import troubles_of
 
 
 class LinuxHal:
@@ -168,6 +169,11 @@ class LinuxHal:
             for uuid, vm, threads in zip(self._vms.uuid, self._controls, self._threads, strict=True)
             if not vm.absent
         }
+
+    def troubles(self) -> tuple[str, ...]:
+        """See Complains."""
+        names = [vm.name for vm in self._specs]
+        return troubles_of(self._arrivals, self.cpu_partitions, self.partitions, self._monitor, names)
 
     def claim(
         self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
