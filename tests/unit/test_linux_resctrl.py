@@ -675,3 +675,31 @@ def test_dry_runs_and_descriptions_write_nothing(tmp_path: Path) -> None:
 
 def test_intel_constants_are_the_labs() -> None:
     assert (INTEL.closids, AMD.closids) == (8, 16)
+
+
+def test_a_vm_that_fills_ways_which_it_does_not_have_is_told(tmp_path: Path) -> None:
+    """Fault 16: a tool that writes the registers past resctrl shows in nothing but its effect."""
+    host = FakeHost(tmp_path, n=2, zones=lambda i: 0)
+    hal = host.open(monitor_ms=10_000)
+    claim(hal)
+    monitor = hal._monitor
+    assert monitor is not None and hal.partitions is not None
+    way = hal.partitions.offer.way_bytes
+
+    def fills(ways: float) -> bool:
+        host.fake.counters[name_of(hal, 0), 0, "llc_occupancy"] = str(round(ways * way))
+        host.clock.t_ns += 90_000_000
+        monitor.once(host.clock.now_ns)
+        tick(host, hal)
+        return bool(monitor.overfull[0])
+
+    assert not fills(9)
+    assert apply(hal, (Control.WAYS, 0, 0b1110)).failures == []
+    assert not any([fills(9), fills(8), fills(5), fills(3)]), "what was there before may stay until it is evicted"
+    assert not any([fills(2), fills(5)]), "two that may be left over and three of its own"
+    assert fills(7) and not monitor.overfull[1]
+    (line,) = hal.troubles()
+    assert "registers past resctrl" in line
+    assert apply(hal, (Control.WAYS, 0, 0b11110)).failures == []
+    assert not fills(7) and hal.troubles() == ()
+    hal.close()
