@@ -365,10 +365,12 @@ class ControlLoop:
         self._unknown |= present & ~self._present  # it may be another, with controls of its own
         self._present[:] = present
         active = self._presence.update(present)
-        was = self.host.active
-        if (active == was).all():
+        was, before, vms = self.host.active, self.host.vms, self.hal.vms
+        if (active == was).all() and (vms is before or vms.uuid == before.uuid):
             return
-        self.mind.rebind(Host(self.host.topology, self.host.vms, active))
+        self.mind.rebind(Host(self.host.topology, vms, active))
+        for k in [k for k, (a, b) in enumerate(zip(before.uuid, vms.uuid, strict=True)) if a != b]:
+            self._event("adopted", k, f"{vms.name[k]} ({vms.uuid[k]}) has a free place")
         self.meter.rebind(self.host)
         for row in np.flatnonzero(active != was):
             self._event("returned" if active[row] else "gone", int(row), "")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
 from foreshare.envs.hal.linux.cpu_partitions import PartitionMode
-from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
+from foreshare.envs.hal.linux.discovery.spec import MOST_SPARE, DiscoverySpec
 from foreshare.envs.hal.linux.resctrl.names import GroupNames
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
 from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
@@ -202,6 +202,10 @@ class DiscoveryConfig:
     """Manage every domain that libvirt knows when foreshare starts, named here or not."""
     reservation: AmountsConfig = field(default=AmountsConfig(), metadata=_key(_table(AmountsConfig), "{ cpu = 0.5 }"))
     """What each of those that are not named is always given back at once."""
+    spare: int = field(default=0, metadata=_key(whole(0, MOST_SPARE), "8"))
+    """Places kept free for VMs that nobody names and that start later; each may be promised that reservation."""
+    wait: bool = field(default=False, metadata=_key(boolean(), "false"))
+    """Wait for a VM whose cgroup does not exist yet, instead of refusing to start."""
     timeout_ms: float = field(default=2000.0, metadata=_key(number(10, 60000, "ms"), "2000"))
     """A call of libvirt that takes longer is given up; the tick never waits for any."""
 
@@ -210,6 +214,7 @@ class DiscoveryConfig:
         return DiscoverySpec(
             libvirt="" if self.libvirt == "off" else self.libvirt, processes=self.processes,
             all_domains=self.all_domains, reservation=self.reservation.amounts(), timeout_ms=self.timeout_ms,
+            spare=self.spare, wait=self.wait,
         )  # fmt: skip
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ from .claim import Held
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
-from .opening import Opener, raise_descriptor_limit, refuse_nesting, while_opening
+from .opening import Opener, lease, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
@@ -61,9 +60,9 @@ class LinuxHal:
         if len(set(self._devices)) < len(self._devices):
             raise HostError("the same IO device is configured twice")
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
-        self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots)
-        self._specs = self._arrivals.specs
         self._hierarchies = find_hierarchies(self._roots)
+        self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots, self._hierarchies)
+        self._specs = self._arrivals.specs
         self._opener = Opener(spec, self._roots, self._hierarchies, self._layout, self._devices, not read_only)
         self._remember: Callable[[Mapping[str, object]], None] | None = None
         self._controls: list[VmControls] = []
@@ -116,12 +115,12 @@ class LinuxHal:
 
     @property
     def vms(self) -> VmTable:
-        """The VMs' contracts."""
+        """The VMs' contracts; another table once a row that was kept free has a VM."""
         return self._vms
 
     @property
     def clock(self) -> Clock:
-        """The kernel's monotonic clock."""
+        """See Hal."""
         return self._clock
 
     @property
@@ -152,7 +151,7 @@ class LinuxHal:
 
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` in place."""
-        self._arrivals.follow(self._sampler.present, self._attach, self._arrived)
+        self._arrivals.follow(self._sampler.present, self._attach, self._arrived, self._renamed)
         self._sampler.sample(reading)
         self._tend_cpusets()
         if self.partitions is not None:
@@ -281,7 +280,7 @@ class LinuxHal:
         """
         for vm in self._controls:
             if not vm.absent:
-                _lease(vm)
+                lease(vm)
 
     def _attach(self, row: int, cgroup: str) -> None:
         """Take hold of a VM that runs in another cgroup than before. Raises HostError, InputError, OSError.
@@ -291,7 +290,7 @@ class LinuxHal:
         controls, threads = self._opener.open(self._specs[row], cgroup)
         try:
             if self._claimed:
-                _lease(controls)
+                lease(controls)
                 held = Held(
                     [controls], [threads], self._vms.take(np.array([row])), self._layout, self._devices,
                     self._spec.period_us,
@@ -319,6 +318,10 @@ class LinuxHal:
             free = ~self._writer.limits.cpus[apart].any(axis=0)
             if free.any():
                 self._writer.confine(row, free)
+
+    def _renamed(self) -> None:
+        self._specs = self._arrivals.specs
+        self._vms = resolve(self._specs, self._topology)
 
     def _arrived(self, row: int) -> None:
         """Count a VM as there from now on."""
@@ -387,13 +390,3 @@ class LinuxHal:
             controls.close()
         self._threads.clear()
         self._controls.clear()
-
-
-def _lease(vm: VmControls) -> None:
-    try:
-        fcntl.flock(vm.cpu.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise HostError(f"another foreshare manages the cgroup {vm.cgroup}") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOLCK):
-            raise HostError(while_opening(error)) from error
