@@ -1,9 +1,9 @@
 """VMs followed from one cgroup to the next as they stop and start, and taken in when they come later.
 
 The number of rows of a host stays the same; what changes is whether a row's VM is there, where, and, in the rows that
-are kept free for those that nobody names, which VM it is. A VM that arrives is reported as absent for as many readings
-as make it gone for good: whoever believed that it still held something has given that up by then, reads its controls
-afresh and decides anew.
+are kept free for those that nobody names, which VM it is. A VM that arrives is reported as absent until it has been so
+for as many readings as make it gone for good: whoever believed that it still held something has given that up by then,
+reads its controls afresh and decides anew.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ class Arrivals:
                 self._home[row] = self.specs[row].cgroup if os.path.isdir(path) else ""
         self._wait = [0] * len(self.specs)
         """Readings until a VM is reported as present, or (negative) until the next try to open it."""
+        self._absent = [GONE_TICKS] * len(self.specs)
+        """Readings for which each VM has been absent."""
         self._turn = 0
         homes = self.found.homes
         for uuid, row in self._rows.items():
@@ -90,6 +92,7 @@ class Arrivals:
         cgroup, ``arrived`` is called when it counts as there.
         """
         self._turn += 1
+        self._absent = [0 if here else n + 1 for here, n in zip(present, self._absent, strict=True)]
         look = self._turn % LOOK_TICKS == 0
         for row, path in self._by_path:
             if self._waits(row, arrived) or present[row] or not look:
@@ -129,7 +132,7 @@ class Arrivals:
             self._wait[row] = -retry
             return
         self._home[row] = home
-        self._wait[row] = GONE_TICKS
+        self._wait[row] = max(GONE_TICKS - self._absent[row], 1)
 
     def _welcome(self, present: list[bool], renamed: Callable[[], None]) -> None:
         """Give rows to VMs that nobody names: rows that had none yet, then rows of those that do not run any more."""
