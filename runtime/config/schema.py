@@ -16,7 +16,7 @@ from foreshare.envs.hal.linux.cpu_partitions import PartitionMode
 from foreshare.envs.hal.linux.discovery.spec import MOST_SPARE, DiscoverySpec
 from foreshare.envs.hal.linux.resctrl.names import GroupNames
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
-from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
+from foreshare.envs.hal.linux.spec import CoreScheduling, IoDevice, PlacementMode
 from foreshare.envs.hal.spec import MAX_VMS, Amounts, VmSpec
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import Isolation
@@ -232,6 +232,8 @@ class HostConfig:
         default="off", metadata=_key(choice(("off", "root", "isolated")), '"isolated"')
     )
     """Keep everything else on the host off isolated VMs' cores too: cpuset partitions of cgroup v2."""
+    core_scheduling: CoreScheduling = field(default="off", metadata=_key(choice(("off", "auto")), '"auto"'))
+    """Give each isolated VM a core-scheduling cookie, where the kernel has them: nothing else beside it on a core."""
     io: tuple[IoDeviceConfig, ...] = field(
         default=(),
         metadata=_key(_array(_table(IoDeviceConfig), 64), '[{ device = "/dev/vda", bandwidth = "200MB/s" }]'),

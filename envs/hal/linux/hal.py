@@ -16,7 +16,7 @@ from foreshare.policies.errors import HalError, HostError
 from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
 
-from . import claim
+from . import claim, cookies
 from .actuation import Writer
 from .arrivals import Arrivals
 from .cgroups import find_hierarchies
@@ -68,6 +68,7 @@ class LinuxHal:
         self._controls: list[VmControls] = []
         self._threads: list[VmThreads] = []
         self._doc: Mapping[str, Any] | None = None
+        self._cookies = spec.core_scheduling == "auto" and not cookies.why_none()
         self._claimed = self._closed = False
         self._turn = 0
         self.partitions: Partitions | None = None
@@ -189,7 +190,8 @@ class LinuxHal:
             return
         self._lease()
         held = Held(
-            self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us
+            self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us,
+            self._cookies,
         )  # fmt: skip
         managed = {vm.cgroup for vm in self._controls if not vm.absent}
         try:
@@ -293,7 +295,7 @@ class LinuxHal:
                 lease(controls)
                 held = Held(
                     [controls], [threads], self._vms.take(np.array([row])), self._layout, self._devices,
-                    self._spec.period_us,
+                    self._spec.period_us, self._cookies,
                 )  # fmt: skip
                 found = claim.collect(held, self._roots)
                 former = self._controls[row].cgroup
