@@ -64,7 +64,7 @@ class LinuxSpec:
     cpu_partitions: PartitionMode = "off"
     """Whether isolated VMs' cpusets (v2) become partitions, so that nothing else on the host runs on their cores."""
     core_scheduling: CoreScheduling = "off"
-    """Whether the threads of each VM that is not shared get a cookie of their own: auto does it where the kernel can."""
+    """Whether isolated VMs each get a core-scheduling cookie of their own: off, or auto where the kernel can."""
     io: tuple[IoDevice, ...] = ()
     units_per_cpu: int = 10
     discovery: DiscoverySpec = field(default_factory=DiscoverySpec)
