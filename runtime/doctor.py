@@ -13,7 +13,7 @@ from typing import Any, Final, TextIO
 
 import numpy as np
 
-from foreshare.envs.hal.linux import capabilities
+from foreshare.envs.hal.linux import capabilities, cookies
 from foreshare.envs.hal.linux.candidates import vm_candidates
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
 from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
@@ -127,6 +127,7 @@ def _host(roots: Roots) -> dict[str, Any]:
         "kernel": read_text(f"{roots.proc}/sys/kernel/osrelease"),
         "cpu_model": fields.get("model name") or fields.get("Model") or None,
         "zones": None, "sockets": None, "cores": None, "threads": None, "why_unknown": "",
+        "why_no_core_scheduling": cookies.why_none() if roots == Roots() else "not this machine's own files",
     }  # fmt: skip
     try:
         layout = discover(roots)

@@ -73,6 +73,7 @@ def _host(report: dict[str, Any]) -> Section:
         ("kernel", _said(host["kernel"])),
         ("processor", _said(host["cpu_model"])),
         ("topology", counts),
+        ("core scheduling", f"none: {why}" if (why := host["why_no_core_scheduling"]) else "yes"),
         ("running as root", "yes" if report["root"] else "no"),
         ("cgroups", mounted or report["cgroup"]["why_none"] or "none of the controllers that matter"),
         ("cache and memory QoS", " ".join(qos["flags"]) or f"none: {qos['why_none']}"),

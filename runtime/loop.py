@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.envs.hal import Hal, Plan, Receipt
+from foreshare.envs.hal import Complains, Hal, Plan, Receipt
 from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.envs.hal.virtual import blank
 from foreshare.policies.ask import FAULTS
@@ -37,6 +37,8 @@ from .rehearsal import Rehearsal
 from .runlog import STAGES
 from .verify import Rounds
 
+TROUBLE_TICKS = 100
+"""Between two questions to the host what is wrong with it."""
 COLLECT_TICKS = 500
 """Garbage of the newest generations is collected in the slack of every so-manieth tick; never inside one."""
 
@@ -142,6 +144,7 @@ class ControlLoop:
         self._number = 0
         self._rounds = Rounds(n, self.options.verify_ticks or max(1, 10**9 // self.options.tick_ns))
         self._obedience = Obedience(n)
+        self._troubles: frozenset[str] = frozenset()
         self._unknown: BoolArray = np.zeros(n, bool)
         self._doubted: BoolArray = np.zeros(n, bool)
         self._fault = ""
@@ -364,16 +367,22 @@ class ControlLoop:
         for observer in self.observers:
             observer.on_tick(tick)
         self._follow(self._reading.present)
+        if isinstance(self.hal, Complains) and self._number % TROUBLE_TICKS == 0:
+            told, self._troubles = self._troubles, frozenset(self.hal.troubles())
+            for text in sorted(self._troubles - told):
+                self._event("trouble", -1, text)
 
     def _follow(self, present: BoolArray) -> None:
         """Reclaim from VMs that are gone for good, take back those that return."""
         self._unknown |= present & ~self._present  # it may be another, with controls of its own
         self._present[:] = present
         active = self._presence.update(present)
-        was = self.host.active
-        if (active == was).all():
+        was, before, vms = self.host.active, self.host.vms, self.hal.vms
+        if (active == was).all() and (vms is before or vms.uuid == before.uuid):
             return
-        self.mind.rebind(Host(self.host.topology, self.host.vms, active))
+        self.mind.rebind(Host(self.host.topology, vms, active))
+        for k in [k for k, (a, b) in enumerate(zip(before.uuid, vms.uuid, strict=True)) if a != b]:
+            self._event("adopted", k, f"{vms.name[k]} ({vms.uuid[k]}) has a free place")
         self.meter.rebind(self.host)
         for row in np.flatnonzero(active != was):
             self._event("returned" if active[row] else "gone", int(row), "")

@@ -29,6 +29,7 @@ from .config import Config
 from .journal import StateDir
 from .loop import ControlLoop, LoopOptions, Observer
 from .observers import LogObserver, MigrationHook, describe_run
+from .patient import PatientHal
 from .runlog import RunLog
 
 POLICY_SHARE = 0.06
@@ -64,7 +65,9 @@ def open_hal(choice: HalChoice) -> Hal:
 
         if choice.config is None:
             raise HostError("--hal linux needs --config FILE.toml that names the VMs' cgroups; see foreshare doctor")
-        return LinuxHal(choice.config.linux_spec(), read_only=choice.read_only)
+        hal = LinuxHal(choice.config.linux_spec(), read_only=choice.read_only)
+        patience_s = choice.config.host.patience_s
+        return PatientHal(hal, patience_s) if patience_s and not choice.read_only else hal
     if choice.hal == "replay":
         from foreshare.envs.hal.replay import ReplayHal
 

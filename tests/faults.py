@@ -27,6 +27,9 @@ TESTS: dict[int, tuple[str, ...]] = {
          "unit/test_linux_resctrl.py::test_a_vm_whose_class_is_removed_while_it_moves_is_not_lost"),
     14: ("unit/test_linux_resctrl.py::test_the_lock_of_other_tools_is_waited_for_and_then_given_up",
          "unit/test_loop.py::test_a_write_that_finds_a_lock_held_is_deferred_not_failed"),
+    15: ("unit/test_patient.py::test_a_call_that_hangs_does_not_take_the_loop_along",
+         "unit/test_patient.py::test_a_late_answer_spoils_nothing_and_the_end_says_what_was_left"),
+    16: ("unit/test_linux_resctrl.py::test_a_vm_that_fills_ways_which_it_does_not_have_is_told",),
     17: ("unit/test_linux_resctrl.py::test_counters_become_rates_and_whatever_is_no_number_is_missing",
          "lab/test_lab_resctrl.py::test_monitoring_counts_and_ages"),
     18: ("unit/test_linux_resctrl.py::test_counters_become_rates_and_whatever_is_no_number_is_missing",),
@@ -36,6 +39,7 @@ TESTS: dict[int, tuple[str, ...]] = {
          "lab/test_lab_resctrl_soak.py::test_sixteen_vms_and_everything_that_can_happen"),
     21: ("unit/test_linux_resctrl.py::test_a_domain_that_comes_back_gets_its_masks_in_the_same_tick",
          "lab/test_lab_resctrl_soak.py::test_sixteen_vms_and_everything_that_can_happen"),
+    22: ("integration/test_linux_cgroup1.py::test_a_cpuset_that_lost_a_cpu_gets_it_back_from_above",),
     23: ("lab/test_lab_cgroup2.py::test_an_isolated_vm_has_a_partition_and_what_reads_invalid_is_none",),
     24: ("integration/test_linux_cgroup1.py::test_a_refused_shrink_stops_the_plan_and_other_refusals_do_not",
          "integration/test_linux_cgroup1.py::test_nested_cpusets_follow_in_an_order_that_the_kernel_accepts"),
@@ -73,12 +77,6 @@ TESTS: dict[int, tuple[str, ...]] = {
     55: ("unit/test_linux_resctrl.py::test_no_write_is_longer_than_the_kernel_takes",),
 }  # fmt: skip
 """By fault: the tests, relative to tests/; each says the number in its docstring."""
-OPEN: dict[int, str] = {
-    15: "a system call that never returns stops the loop: writes are not made by a process that could be given up",
-    16: "a tool that writes the registers past resctrl leaves no trace in its files, so there is nothing to compare",
-    22: "a cpuset above a VM's own that lost a CPU (v1) is not ours to write; the VM's own is, once it is read back",
-}
-"""By fault: what is missing, and why."""
 ELSEWHERE: dict[int, str] = {
     33: "model files", 34: "model files", 35: "forecast errors", 43: "reloading a configuration",
     44: "configuration files (TOML, which has no references to expand)", 45: "the recorder", 46: "training",

@@ -1,4 +1,6 @@
-"""A linux host of made-up files: cgroup v2, sysfs with L3 caches, /proc for the VMs' threads, resctrl in memory."""
+"""A linux host of made-up files: sysfs with L3 caches and /proc for the VMs' threads are plain, cgroup v2 and resctrl
+refuse what the kernel refuses.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from foreshare.envs.hal.linux.cgroup_fake import FakeCgroups
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.fake import INTEL, FakeResctrl, Hardware
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec
 from foreshare.envs.hal.linux.roots import Roots
-from foreshare.envs.hal.linux.spec import LinuxSpec
+from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.host import Isolation
 
 TICK_NS = 10_000_000
+DISK = IoDevice(device="8:0", bandwidth_bytes=1e9)
 
 
 class HandClock:
@@ -43,7 +47,8 @@ class FakeHost:
         self.root, self.n = root, n
         self.clock = HandClock()
         self.fake = FakeResctrl(hardware, path=f"{root}/sys/fs/resctrl", writer=1)
-        self.put({"sys/devices/system/cpu/online": "0-7", "cg/cgroup.controllers": "cpuset cpu io memory",
+        self.cgroups = FakeCgroups(f"{root}/cg")
+        self.put({"sys/devices/system/cpu/online": "0-7", "sys/dev/block/8:0/size": "1",
                   "proc/self/mountinfo": f"24 17 0:21 / {root}/cg rw - cgroup2 cg rw", "proc/self/schedstat": "5 6 7",
                   "proc/sys/kernel/random/boot_id": "boot-1"})  # fmt: skip
         for node, cpus in ((0, "0-3"), (1, "4-7")):
@@ -56,10 +61,8 @@ class FakeHost:
                           f"{base}/topology/core_cpus_list": str(cpu)})  # fmt: skip
         self.tids: list[list[int]] = []
         for i in range(n):
-            self.put({f"cg/vm{i}/{name}": text for name, text in {
-                "cpu.max": "max 100000", "cpu.stat": "usage_usec 1000\nthrottled_usec 0", "cpu.weight": "100",
-                "cpu.idle": "0", "cpuset.cpus": "", "cpuset.mems": "", "cpuset.cpus.effective": "0-7",
-                "memory.current": "4096", "cpu.pressure": "some total=5"}.items()})  # fmt: skip
+            self.cgroups.mkdir(f"vm{i}")
+            self.cgroups.put(f"vm{i}", "cpu.stat", "usage_usec 1000\nthrottled_usec 0\n")
             self.tids.append([])
             for k in range(threads):
                 self.born(i, 1000 + 100 * i + k)
@@ -80,7 +83,17 @@ class FakeHost:
                   f"proc/{tid}/schedstat": "1 2 3"})  # fmt: skip
         self.fake.alive.add(tid)
         self.tids[vm].append(tid)
-        self.put({f"cg/vm{vm}/cgroup.threads": "\n".join(map(str, self.tids[vm]))})
+        self.cgroups.spawn(f"vm{vm}", tid)
+
+    def die(self, vm: int, tid: int) -> None:
+        self.tids[vm].remove(tid)
+        self.cgroups.exit(tid)
+
+    def vanish(self, vm: int) -> None:
+        """End a VM and remove its cgroup."""
+        for tid in list(self.tids[vm]):
+            self.die(vm, tid)
+        self.cgroups.rmdir(f"vm{vm}")
 
     def set_online(self, cpus: str) -> None:
         self.put({"sys/devices/system/cpu/online": cpus})
@@ -88,13 +101,16 @@ class FakeHost:
     @property
     def roots(self) -> Roots:
         return Roots(
-            cgroup=f"{self.root}/cg", sys=f"{self.root}/sys", proc=f"{self.root}/proc", resctrl=self.fake
+            cgroup=f"{self.root}/cg", sys=f"{self.root}/sys", proc=f"{self.root}/proc", resctrl=self.fake,
+            pwrite=self.cgroups.pwrite, pread=self.cgroups.pread,
         )  # fmt: skip
 
-    def open(self, *, memory: float | None = 100e9, read_only: bool = False, **fields: object) -> LinuxHal:
+    def open(
+        self, *, memory: float | None = 100e9, read_only: bool = False, io: tuple[IoDevice, ...] = (), **fields: object
+    ) -> LinuxHal:
         """Open a backend; ``fields`` are ResctrlSpec's."""
         spec = ResctrlSpec(memory_bandwidth=memory, **fields)  # type: ignore[arg-type]  # by name
-        return LinuxHal(LinuxSpec(vms=self.specs, resctrl=spec), self.roots, self.clock, read_only=read_only)
+        return LinuxHal(LinuxSpec(vms=self.specs, resctrl=spec, io=io), self.roots, self.clock, read_only=read_only)
 
     def groups(self) -> set[str]:
         return set(self.fake.kernel.groups)

@@ -4,7 +4,7 @@ from foreshare.policies.host import Host, Isolation, Placement, Pool, Resource, 
 from foreshare.policies.reading import Quality, Reading
 
 from .clock import MonotonicClock
-from .protocol import Actuation, Clock, Hal, Telemetry, TopologySource
+from .protocol import Actuation, Clock, Complains, Hal, Telemetry, TopologySource
 from .spec import Amounts, VmSpec, resolve
 from .types import Capability, Control, Plan, Receipt, WriteFailure
 
@@ -13,6 +13,7 @@ __all__ = [
     "Amounts",
     "Capability",
     "Clock",
+    "Complains",
     "Control",
     "Hal",
     "Host",

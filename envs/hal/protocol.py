@@ -10,7 +10,7 @@ One contract suite (tests/contract) runs over every backend. Rules that hold for
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
@@ -86,6 +86,15 @@ class Actuation(Protocol):
 
     def close(self) -> None:
         """Put the host back as it was found and let go of it."""
+        ...
+
+
+@runtime_checkable
+class Complains(Protocol):
+    """A backend that can say what is wrong with its host."""
+
+    def troubles(self) -> tuple[str, ...]:
+        """Return one line for each thing that does not work now though nothing failed. Not for every tick."""
         ...
 
 

@@ -75,6 +75,7 @@ class Config:
             cpus=self.host.cpus,
             placement=self.host.placement,
             cpu_partitions=self.host.cpu_partitions,
+            core_scheduling=self.host.core_scheduling,
             io=tuple(d.spec() for d in self.host.io),
             resctrl=self.host.resctrl.spec(),
             discovery=self.host.discovery.spec(),

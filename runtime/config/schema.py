@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar
 
 from foreshare.envs.hal.linux.cpu_partitions import PartitionMode
-from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
+from foreshare.envs.hal.linux.discovery.spec import MOST_SPARE, DiscoverySpec
 from foreshare.envs.hal.linux.resctrl.names import GroupNames
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
-from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
+from foreshare.envs.hal.linux.spec import CoreScheduling, IoDevice, PlacementMode
 from foreshare.envs.hal.spec import MAX_VMS, MOST_TARGET_MS, Amounts, VmSpec
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import Isolation
@@ -202,6 +202,10 @@ class DiscoveryConfig:
     """Manage every domain that libvirt knows when foreshare starts, named here or not."""
     reservation: AmountsConfig = field(default=AmountsConfig(), metadata=_key(_table(AmountsConfig), "{ cpu = 0.5 }"))
     """What each of those that are not named is always given back at once."""
+    spare: int = field(default=0, metadata=_key(whole(0, MOST_SPARE), "8"))
+    """Places kept free for VMs that nobody names and that start later; each may be promised that reservation."""
+    wait: bool = field(default=False, metadata=_key(boolean(), "false"))
+    """Wait for a VM whose cgroup does not exist yet, instead of refusing to start."""
     timeout_ms: float = field(default=2000.0, metadata=_key(number(10, 60000, "ms"), "2000"))
     """A call of libvirt that takes longer is given up; the tick never waits for any."""
 
@@ -210,6 +214,7 @@ class DiscoveryConfig:
         return DiscoverySpec(
             libvirt="" if self.libvirt == "off" else self.libvirt, processes=self.processes,
             all_domains=self.all_domains, reservation=self.reservation.amounts(), timeout_ms=self.timeout_ms,
+            spare=self.spare, wait=self.wait,
         )  # fmt: skip
 
 
@@ -227,6 +232,8 @@ class HostConfig:
         default="off", metadata=_key(choice(("off", "root", "isolated")), '"isolated"')
     )
     """Keep everything else on the host off isolated VMs' cores too: cpuset partitions of cgroup v2."""
+    core_scheduling: CoreScheduling = field(default="off", metadata=_key(choice(("off", "auto")), '"auto"'))
+    """Give each isolated VM a core-scheduling cookie, where the kernel has them: nothing else beside it on a core."""
     io: tuple[IoDeviceConfig, ...] = field(
         default=(),
         metadata=_key(_array(_table(IoDeviceConfig), 64), '[{ device = "/dev/vda", bandwidth = "200MB/s" }]'),
@@ -238,6 +245,8 @@ class HostConfig:
         default=DiscoveryConfig(), metadata=_key(_table(DiscoveryConfig), '{ libvirt = "off" }')
     )
     """How VMs are found by their uuid: a table of its own, below."""
+    patience_s: float = field(default=0.0, metadata=_key(number(0, 60, "s"), "1.0"))
+    """A system call that takes longer is taken to hang: the loop goes on without the host; 0: it would hang, too."""
     state_dir: str = field(default="/run/foreshare", metadata=_key(absolute_path(), '"/run/foreshare"'))
     """Folder of the journal that puts the host back after a crash; it must not outlive a reboot."""
 

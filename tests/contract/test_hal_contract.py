@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resctrl_host import FakeHost
+from resctrl_host import DISK, FakeHost
 
 from foreshare.envs.hal import Control, Hal, Plan, Receipt
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
@@ -106,12 +106,13 @@ def linux(folder: Path) -> Backend:
     return Backend(hal, vanish, stack.close)
 
 
-def fake_resctrl(folder: Path) -> Backend:
+def fakes(folder: Path) -> Backend:
+    """Cgroup v2 and resctrl that refuse what the kernel refuses."""
     host = FakeHost(folder, n=9, isolated=(1,))
-    return Backend(host.open(), None)
+    return Backend(host.open(io=(DISK,)), host.vanish)
 
 
-BACKENDS = {"simulated": simulated, "replay": replay, "linux": linux, "fake resctrl": fake_resctrl}
+BACKENDS = {"simulated": simulated, "replay": replay, "linux": linux, "fake trees": fakes}
 
 
 def params() -> list[object]:

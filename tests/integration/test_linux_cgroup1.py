@@ -228,6 +228,36 @@ def test_nested_cpusets_follow_in_an_order_that_the_kernel_accepts() -> None:
         assert [state(p) for p in (path, *children)] == before
 
 
+def test_a_cpuset_that_lost_a_cpu_gets_it_back_from_above() -> None:
+    """Fault 22: what a hot-unplug leaves in v1 (played by writes, from below) is found, named and mended, top-down."""
+    with temporary_cgroups(1) as (path,):
+        child, parent = f"{path}/vcpu0", path.rpartition("/")[0]
+        path_of(child, "").mkdir()
+        (Path(_HERE["cpuset"].path) / child).mkdir()
+        path_of(child, "cpuset.mems").write_text("0")
+        path_of(child, "cpuset.cpus").write_text("0-1")
+        with opened(LinuxSpec(vms=(vm(path),), cpus=frozenset({0, 1}))) as (hal, _):
+            assert apply(hal, (Control.CPUS, 0, [0, 1])).failures == []
+            for lost in (child, path):
+                path_of(lost, "cpuset.cpus").write_text("0")
+            into = Placement.empty(1, hal.topology.cpus)
+            hal.read_back(into)
+            assert np.flatnonzero(into.cpus[0]).tolist() == [0], "found by the next look"
+            assert apply(hal, (Control.CPUS, 0, [0, 1])).failures == []
+            assert [read(p, "cpuset.cpus") for p in (path, child)] == ["0-1", "0-1"]
+            for lost in (child, path, parent):  # the one above is somebody else's
+                path_of(lost, "cpuset.cpus").write_text("0")
+            hal.read_back(into)
+            (failure,) = apply(hal, (Control.CPUS, 0, [0, 1])).failures
+            assert "has only CPUs 0: write what it should have to" in failure.text and not failure.gone
+            assert [read(p, "cpuset.cpus") for p in (path, child)] == ["0", "0"], "holds what it had"
+            path_of(parent, "cpuset.cpus").write_text("0-1")
+            assert apply(hal, (Control.CPUS, 0, [0, 1])).failures == []
+            assert [read(p, "cpuset.cpus") for p in (path, child)] == ["0-1", "0-1"]
+        path_of(child, "").rmdir()
+        (Path(_HERE["cpuset"].path) / child).rmdir()
+
+
 def test_close_leaves_the_host_as_it_was_found(start: Callable[..., subprocess.Popen[str]]) -> None:
     with temporary_cgroups(2) as (a, b):
         path_of(a, "cpu.cfs_quota_us").write_text("130000")

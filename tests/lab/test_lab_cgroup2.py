@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from foreshare.envs.hal.linux import cookies
 from foreshare.envs.hal.linux.capabilities import probe
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
 from foreshare.envs.hal.linux.floor import measure_floor
@@ -280,3 +281,28 @@ def test_an_isolated_vm_has_a_partition_and_what_reads_invalid_is_none() -> None
         finally:
             for name in names:
                 (root() / name).rmdir()
+
+
+def test_an_isolated_vm_has_a_cookie_of_its_own() -> None:
+    if cookies.why_none():
+        pytest.skip(cookies.why_none())
+    with temporary_cgroups(3) as paths:
+        processes = [spin(path) for path in paths]
+        apart = (Isolation.ISOLATED, Isolation.SECURITY, Isolation.SHARED)
+        vms = tuple(VmSpec(name=p, cgroup=p, zone=0, isolation=a) for p, a in zip(paths, apart, strict=True))
+        try:
+            cookies.give([processes[1].pid])
+            theirs = cookies.cookie_of(processes[1].pid)
+            hal = LinuxHal(LinuxSpec(vms=vms, core_scheduling="auto", resctrl=ResctrlSpec(use="off")))
+            docs: list[str] = []
+            hal.claim(lambda doc: docs.append(json.dumps(doc)))
+            found = [cookies.cookie_of(p.pid) for p in processes]
+            assert found[0] and found[0] != theirs and found[1:] == [theirs, 0], "one that is there stays"
+            assert cookies.cookie_of(0) == 0
+            hal.close()
+            assert [cookies.cookie_of(p.pid) for p in processes] == [0, theirs, 0]
+            cookies.give([processes[0].pid])
+            assert restore(json.loads(docs[0]), Roots()).failed == []
+            assert cookies.cookie_of(processes[0].pid) == 0
+        finally:
+            end(*processes)

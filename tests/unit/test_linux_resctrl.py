@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from resctrl_host import TICK_NS, FakeHost, apply
 
 from foreshare.envs.hal.linux.hal import LinuxHal
-from foreshare.envs.hal.linux.resctrl.fake import AMD, INTEL, Hardware
+from foreshare.envs.hal.linux.resctrl.fake import AMD, INTEL, FakeResctrl, Hardware
 from foreshare.envs.hal.linux.resctrl.names import GroupNames, vm_hex
 from foreshare.envs.hal.linux.restore import restore
 from foreshare.envs.hal.types import Control
@@ -301,8 +302,7 @@ def test_new_threads_follow_and_reused_numbers_do_not(tmp_path: Path) -> None:
     reused = host.tids[2][0]
     host.put({f"proc/{reused}/stat": f"{reused} (y) S " + " ".join(["0"] * 18 + ["99"] + ["0"] * 5)})
     host.fake.put("tasks", f"{reused}\n")
-    host.tids[2].remove(reused)
-    host.put({"cg/vm2/cgroup.threads": "\n".join(map(str, host.tids[2]))})
+    host.die(2, reused)
     tick(host, hal, 250)
     assert reused not in host.tasks(name_of(hal, 2))
     host.fake.put("tasks", f"{host.tids[3][1]}\n")
@@ -676,3 +676,85 @@ def test_dry_runs_and_descriptions_write_nothing(tmp_path: Path) -> None:
 
 def test_intel_constants_are_the_labs() -> None:
     assert (INTEL.closids, AMD.closids) == (8, 16)
+
+
+def test_a_vm_that_fills_ways_which_it_does_not_have_is_told(tmp_path: Path) -> None:
+    """Fault 16: a tool that writes the registers past resctrl shows in nothing but its effect."""
+    host = FakeHost(tmp_path, n=2, zones=lambda i: 0)
+    hal = host.open(monitor_ms=10_000)
+    claim(hal)
+    monitor = hal._monitor
+    assert monitor is not None and hal.partitions is not None
+    way = hal.partitions.offer.way_bytes
+
+    def fills(ways: float) -> bool:
+        host.fake.counters[name_of(hal, 0), 0, "llc_occupancy"] = str(round(ways * way))
+        host.clock.t_ns += 90_000_000
+        monitor.once(host.clock.now_ns)
+        tick(host, hal)
+        return bool(monitor.overfull[0])
+
+    assert not fills(9)
+    assert apply(hal, (Control.WAYS, 0, 0b1110)).failures == []
+    assert not any([fills(9), fills(8), fills(5), fills(3)]), "what was there before may stay until it is evicted"
+    assert not any([fills(2), fills(5)]), "two that may be left over and three of its own"
+    assert fills(7) and not monitor.overfull[1]
+    (line,) = hal.troubles()
+    assert "registers past resctrl" in line
+    assert apply(hal, (Control.WAYS, 0, 0b11110)).failures == []
+    assert not fills(7) and hal.troubles() == ()
+    hal.close()
+
+
+class CodeAndData(FakeResctrl):
+    """The tree as it looks when mounted with ``cdp``: a mask for data and one for code, both the L3's here."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.code_is_off = False
+        self.wrote: list[str] = []
+
+    def open(self, path: str, flags: int, *, dir_fd: int | None = None) -> int:
+        if path.startswith("info/L3/"):
+            raise FileNotFoundError(errno.ENOENT, "no such file")
+        return super().open(path.replace("info/L3DATA/", "info/L3/"), flags, dir_fd=dir_fd)
+
+    def pread(self, fd: int, length: int, offset: int) -> bytes:
+        lines = super().pread(fd, length, offset).decode().splitlines(keepends=True)
+        code = "1" if self.code_is_off else ""
+        return "".join(
+            f"L3DATA:{x[3:]}L3CODE:{x[3:].replace('=', '=' + code)}" if x.startswith("L3:") else x for x in lines
+        ).encode()
+
+    def pwrite(self, fd: int, data: bytes, offset: int) -> int:
+        text = data.decode()
+        if "L3DATA:" in text:
+            self.wrote.append(text)
+            self.code_is_off = False
+            kept = [x for x in text.splitlines(keepends=True) if not x.startswith("L3CODE:")]
+            assert [x[7:] for x in text.splitlines() if x.startswith("L3CODE:")] == [
+                x[7:] for x in text.splitlines() if x.startswith("L3DATA:")
+            ]
+            text = "".join(kept).replace("L3DATA:", "L3:")
+        super().pwrite(fd, text.encode(), offset)
+        return len(data)
+
+
+def test_a_mount_that_keeps_code_and_data_apart_gets_one_mask_for_both(tmp_path: Path) -> None:
+    host = FakeHost(tmp_path, n=3)
+    host.fake = CodeAndData(INTEL, path=f"{tmp_path}/sys/fs/resctrl", writer=1)
+    host.fake.alive |= {tid for tids in host.tids for tid in tids}
+    hal = host.open()
+    assert hal.partitions is not None and hal.partitions.offer.info.cache is not None
+    assert hal.partitions.offer.info.cache.names == ("L3DATA", "L3CODE")
+    claim(hal)
+    assert apply(hal, (Control.WAYS, 0, 0b1110)).failures == []
+    assert host.fake.wrote, "both are written"
+    into = Placement.empty(3, hal.topology.cpus)
+    hal.read_back(into)
+    assert into.ways[0] == 0b1110
+    host.fake.code_is_off = True
+    host.fake.wrote.clear()
+    tick(host, hal, 20)
+    assert host.fake.wrote and not host.fake.code_is_off, "somebody changed one of the two: it is mended"
+    hal.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import repeat
 
 import numpy as np
@@ -25,6 +25,7 @@ from .controls import (
     VmControls,
     first_line,
     io_payload,
+    missing_above,
     parse_io_limit,
     parse_quota,
     quota_payload,
@@ -46,7 +47,9 @@ class Writer:
     def __init__(
         self, vms: list[VmControls], threads: list[VmThreads], table: VmTable, topology: Topology,
         devices: list[str], io: tuple[IoDevice, ...], period_us: int, clock: Clock,
+        pwrite: Callable[[int, bytes, int], int] = os.pwrite,
     ) -> None:  # fmt: skip
+        self._pwrite = pwrite
         n, most = len(vms), topology.cpus * topology.units_per_cpu
         self._vms, self._threads, self._clock = vms, threads, clock
         self._upc, self._period_us, self._devices = topology.units_per_cpu, period_us, [d.encode() for d in devices]
@@ -103,7 +106,7 @@ class Writer:
             self.settle()
             vm.reopen_cpuset()
             data = self._lists.payload(self.limits.cpus[row].tobytes())
-            write_cpus(vm.cpuset, data, data, b"")
+            write_cpus(vm, data, data, b"")
 
     def confine(self, row: int, cpus: BoolArray) -> None:
         """Keep a VM on ``cpus`` (C,), outside any plan. Raises OSError."""
@@ -193,7 +196,7 @@ class Writer:
         now, sent = self._clock.now_ns, 0
         while sent < len(fds):
             try:
-                for _ in map(os.pwrite, fds[sent:], datas[sent:], repeat(0)):
+                for _ in map(self._pwrite, fds[sent:], datas[sent:], repeat(0)):
                     sent += 1
                     if now() > deadline:
                         return sent, False
@@ -219,7 +222,7 @@ class Writer:
             return self._move_all(row, np.frombuffer(key, bool), key)
         self._period_lost.discard(row)
         put_bandwidth(self._vms[row].cpu, NO_LIMIT, self._period_us)
-        os.pwrite(self._quota_fds[row], self._quota_payloads[row][min(max(value, 1), self._top)], 0)
+        self._pwrite(self._quota_fds[row], self._quota_payloads[row][min(max(value, 1), self._top)], 0)
         return 5
 
     def read_back(self, into: Placement, present: list[bool], rows: Iterable[int]) -> None:
@@ -286,7 +289,7 @@ class Writer:
         data, union = self._lists.payload(key), self._lists.payload((held | new).tobytes())
         calls = 0
         try:
-            calls = write_cpus(vm.cpuset, data, union, self._lists.payload(held.tobytes()))
+            calls = write_cpus(vm, data, union, self._lists.payload(held.tobytes()))
         except OSError as error:
             # EBUSY: a child that we do not know has some of the CPUs; EACCES: one has more than its parent, since
             # somebody else wrote it; GONE: one that we know went away. So look at the tree again and grow it first.
@@ -296,7 +299,7 @@ class Writer:
                 vm.reopen_cpuset()
             except HostError as refused:
                 raise OSError(errno.EACCES, str(refused)) from refused
-            calls = 1 + write_cpus(vm.cpuset, data, union, b"")
+            calls = 1 + write_cpus(vm, data, union, b"")
         held[:] = new
         return calls
 
@@ -380,7 +383,8 @@ class Writer:
     def _explain(self, control: int, row: int, error: OSError) -> str:
         vm = self._vms[row]
         where = vm.quota.path if control == _CPU else vm.cpuset[0].path if control == _CPUS and vm.cpuset else vm.cgroup
-        return f"{where}: {error.strerror}"
+        lost = missing_above(vm) if control == _CPUS and error.errno == errno.EACCES else ""
+        return f"{where}: {lost or error.strerror}"
 
 
 def _text(data: bytes) -> str:

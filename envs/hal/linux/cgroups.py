@@ -36,6 +36,8 @@ class Mount:
     """1 or 2."""
     path: str
     """Mount point."""
+    pwrite: Callable[[int, bytes, int], int] = os.pwrite
+    """See Roots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,11 @@ def find_hierarchies(roots: Roots) -> Hierarchies:
             continue
         if after[0] == "cgroup2":
             if unified is None:
-                unified = Mount(2, point)
+                unified = Mount(2, point, roots.pwrite)
             continue
         for option in after[2].split(","):
             if option.isalpha() or option == "perf_event":
-                controllers.setdefault(option, Mount(1, point))
+                controllers.setdefault(option, Mount(1, point, roots.pwrite))
     for flag in ("rw", "ro", "xattr", "noprefix"):
         controllers.pop(flag, None)
     if unified is not None:
@@ -163,7 +165,7 @@ class Cgroup:
         """Write ``data`` in one call. Raises OSError."""
         fd = self.open_file(name, os.O_WRONLY)
         try:
-            os.pwrite(fd, data, 0)
+            self.mount.pwrite(fd, data, 0)
         finally:
             os.close(fd)
 

@@ -10,8 +10,8 @@ from typing import Any
 from foreshare.policies.errors import HostError
 from foreshare.policies.host import Isolation, Resource, VmTable
 
-from . import cpulist
-from .cgroups import Cgroup
+from . import cookies, cpulist
+from .cgroups import GONE, Cgroup
 from .controls import (
     IO_V2,
     NO_LIMIT,
@@ -46,6 +46,8 @@ class Held:
     layout: CpuLayout
     devices: list[str]
     period_us: int
+    cookies: bool = False
+    """Whether VMs that are not shared get core-scheduling cookies."""
 
 
 def collect(held: Held, roots: Roots) -> dict[str, Any]:
@@ -54,9 +56,11 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
     Raises HostError where something that would be written cannot be read.
     """
     items: list[dict[str, Any]] = []
-    for vm, threads in zip(held.controls, held.threads, strict=True):
+    for row, (vm, threads) in enumerate(zip(held.controls, held.threads, strict=True)):
         if vm.absent:
             continue
+        if held.cookies and held.table.isolation[row] != Isolation.SHARED and not _has_cookie(threads):
+            items.append({"what": "cookie", "cgroup": vm.cgroup, "inode": vm.cpu.inode})
         for group in vm.cpu.walk():
             bandwidth = _bandwidth(group)
             if group is vm.cpu:
@@ -161,6 +165,20 @@ def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> None:
         else:
             put_weight(vm.cpu, weight["weight"], weight["idle"])
         _take_cpuset(vm, held.layout)
+        if any(i["what"] == "cookie" and i["cgroup"] == vm.cgroup for i in found["items"]):
+            cookies.give(held.threads[row].threads)
+
+
+def _has_cookie(threads: VmThreads) -> bool:
+    """Return whether somebody else (libvirt does it, too) keeps a VM's threads apart already. Raises OSError."""
+    for tid in threads.threads:
+        try:
+            if cookies.cookie_of(tid):
+                return True
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+    return False
 
 
 def _weight(held: Held, row: int, version: int) -> int:
@@ -181,7 +199,7 @@ def _take_cpuset(vm: VmControls, layout: CpuLayout) -> None:
     keep = now & managed
     if keep and keep != now:
         narrow, wide = (cpulist.form(s).encode() + b"\n" for s in (keep, now))
-        write_cpus(vm.cpuset, narrow, wide, wide)
+        write_cpus(vm, narrow, wide, wide)
 
 
 def memory_nodes_above(group: Cgroup) -> str:

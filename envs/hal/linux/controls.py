@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from foreshare.policies.errors import HostError
 
 from .cgroups import DENIED, GONE, Cgroup, Hierarchies
+from .roots import read_text
 
 NO_LIMIT = -1
 QUOTA_V1, PERIOD_V1, QUOTA_V2 = "cpu.cfs_quota_us", "cpu.cfs_period_us", "cpu.max"
@@ -43,11 +44,11 @@ def parse_quota(version: int, data: bytes, period_us: int) -> tuple[int, int]:
 def io_payload(version: int, device: str, rate: int | None) -> bytes:
     """Return what limits a device to ``rate`` bytes/s (None: no limit), in v1 for one direction, in v2 for both.
 
-    0 lifts the limit in v1, so a rate is at least 1.
+    0 lifts the limit in v1, and v2 refuses 0 and 1, so a rate is at least 1 or 2.
     """
     if version == 1:
         return b"%s %d\n" % (device.encode(), 0 if rate is None else max(rate, 1))
-    word = b"max" if rate is None else b"%d" % max(rate, 1)
+    word = b"max" if rate is None else b"%d" % max(rate, 2)
     return b"%s rbps=%s wbps=%s\n" % (device.encode(), word, word)
 
 
@@ -271,25 +272,44 @@ def add_children(vm: VmControls, *, writable: bool) -> None:
         vm.cpuset.append(Knob(fd, f"{child.where}/cpuset.cpus", 1))
 
 
-def write_cpus(knobs: list[Knob], new: bytes, union: bytes, held: bytes) -> int:
-    """Set the CPUs of a cpuset and all below it; return the number of system calls. Raises OSError.
+def write_cpus(vm: VmControls, new: bytes, union: bytes, held: bytes) -> int:
+    """Set the CPUs of a VM's cpuset and all below it; return the number of system calls. Raises OSError.
 
     v1: a child's CPUs must be among its parent's at every moment, so the tree first grows from above to ``union`` (what
     is held and what is new) and then shrinks from below to ``new``.
     """
+    knobs, pwrite = vm.cpuset, vm.cpu.mount.pwrite
     if len(knobs) == 1:
-        os.pwrite(knobs[0].fd, new, 0)
+        pwrite(knobs[0].fd, new, 0)
         return 1
     calls = 0
     if union != held:
         for knob in knobs:
-            os.pwrite(knob.fd, union, 0)
+            pwrite(knob.fd, union, 0)
             calls += 1
     if new != union or not calls:
         for knob in reversed(knobs):
-            os.pwrite(knob.fd, new, 0)
+            pwrite(knob.fd, new, 0)
             calls += 1
     return calls
+
+
+def missing_above(vm: VmControls) -> str:
+    """Return what a v1 cpuset above the VM's lacks, "" where it is not that.
+
+    v1 takes a CPU that goes offline out of every cpuset and does not put it back, and a cpuset can have no CPU that the
+    one above it lacks (EACCES). That one belongs to somebody else.
+    """
+    if not vm.cpuset or vm.cpuset[0].version != 1:
+        return ""
+    top = vm.cpuset_tree[0]
+    above = f"{top.mount.path}/{top.path.rpartition('/')[0]}".rstrip("/")
+    has = read_text(f"{above}/cpuset.cpus")
+    return (
+        ""
+        if has is None
+        else f"the cpuset above it has only CPUs {has}: write what it should have to {above}/cpuset.cpus"
+    )
 
 
 def open_or_explain(at: Cgroup, name: str, flags: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from foreshare.policies.errors import HalError, HostError
 from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
 
-from . import claim
+from . import claim, cookies
 from .actuation import Writer
 from .arrivals import Arrivals
 from .cgroups import find_hierarchies
@@ -25,7 +24,7 @@ from .claim import Held
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
-from .opening import Opener, raise_descriptor_limit, refuse_nesting, while_opening
+from .opening import Opener, lease, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
@@ -38,6 +37,7 @@ from .spec import LinuxSpec
 from .telemetry import Sampler
 from .threads import RESCAN_TICKS, VmThreads, schedstat_works
 from .topology import discover
+from .troubles import troubles_of
 
 
 class LinuxHal:
@@ -60,14 +60,15 @@ class LinuxHal:
         if len(set(self._devices)) < len(self._devices):
             raise HostError("the same IO device is configured twice")
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
-        self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots)
-        self._specs = self._arrivals.specs
         self._hierarchies = find_hierarchies(self._roots)
+        self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots, self._hierarchies)
+        self._specs = self._arrivals.specs
         self._opener = Opener(spec, self._roots, self._hierarchies, self._layout, self._devices, not read_only)
         self._remember: Callable[[Mapping[str, object]], None] | None = None
         self._controls: list[VmControls] = []
         self._threads: list[VmThreads] = []
         self._doc: Mapping[str, Any] | None = None
+        self._cookies = spec.core_scheduling == "auto" and not cookies.why_none()
         self._claimed = self._closed = False
         self._turn = 0
         self.partitions: Partitions | None = None
@@ -93,12 +94,12 @@ class LinuxHal:
                 self._open_partitions(offer)
             self._writer = Writer(
                 self._controls, self._threads, self._vms, self._topology, self._devices, spec.io, spec.period_us,
-                self._clock,
+                self._clock, self._roots.pwrite,
             )  # fmt: skip
             self.cpu_partitions = CpuPartitions(self._controls, self._writer.apart, spec.cpu_partitions)
             self._sampler = Sampler(
                 self._controls, self._threads, self._topology, self._devices, self._writer.limits, self._clock,
-                waits=schedstat_works(self._roots), settle=self._writer.settle,
+                waits=schedstat_works(self._roots), settle=self._writer.settle, pread=self._roots.pread,
             )  # fmt: skip
             self.read_back(Placement.empty(len(self._vms), self._topology.cpus))
         except OSError as error:
@@ -115,12 +116,12 @@ class LinuxHal:
 
     @property
     def vms(self) -> VmTable:
-        """The VMs' contracts."""
+        """The VMs' contracts; another table once a row that was kept free has a VM."""
         return self._vms
 
     @property
     def clock(self) -> Clock:
-        """The kernel's monotonic clock."""
+        """See Hal."""
         return self._clock
 
     @property
@@ -151,7 +152,7 @@ class LinuxHal:
 
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` in place."""
-        self._arrivals.follow(self._sampler.present, self._attach, self._arrived)
+        self._arrivals.follow(self._sampler.present, self._attach, self._arrived, self._renamed)
         self._sampler.sample(reading)
         self._tend_cpusets()
         if self.partitions is not None:
@@ -169,6 +170,11 @@ class LinuxHal:
             if not vm.absent
         }
 
+    def troubles(self) -> tuple[str, ...]:
+        """See Complains."""
+        names = [vm.name for vm in self._specs]
+        return troubles_of(self._arrivals, self.cpu_partitions, self.partitions, self._monitor, names)
+
     def claim(
         self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
     ) -> None:
@@ -184,7 +190,8 @@ class LinuxHal:
             return
         self._lease()
         held = Held(
-            self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us
+            self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us,
+            self._cookies,
         )  # fmt: skip
         managed = {vm.cgroup for vm in self._controls if not vm.absent}
         try:
@@ -275,7 +282,7 @@ class LinuxHal:
         """
         for vm in self._controls:
             if not vm.absent:
-                _lease(vm)
+                lease(vm)
 
     def _attach(self, row: int, cgroup: str) -> None:
         """Take hold of a VM that runs in another cgroup than before. Raises HostError, InputError, OSError.
@@ -285,10 +292,10 @@ class LinuxHal:
         controls, threads = self._opener.open(self._specs[row], cgroup)
         try:
             if self._claimed:
-                _lease(controls)
+                lease(controls)
                 held = Held(
                     [controls], [threads], self._vms.take(np.array([row])), self._layout, self._devices,
-                    self._spec.period_us,
+                    self._spec.period_us, self._cookies,
                 )  # fmt: skip
                 found = claim.collect(held, self._roots)
                 former = self._controls[row].cgroup
@@ -313,6 +320,10 @@ class LinuxHal:
             free = ~self._writer.limits.cpus[apart].any(axis=0)
             if free.any():
                 self._writer.confine(row, free)
+
+    def _renamed(self) -> None:
+        self._specs = self._arrivals.specs
+        self._vms = resolve(self._specs, self._topology)
 
     def _arrived(self, row: int) -> None:
         """Count a VM as there from now on."""
@@ -381,13 +392,3 @@ class LinuxHal:
             controls.close()
         self._threads.clear()
         self._controls.clear()
-
-
-def _lease(vm: VmControls) -> None:
-    try:
-        fcntl.flock(vm.cpu.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise HostError(f"another foreshare manages the cgroup {vm.cgroup}") from error
-    except OSError as error:
-        if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOLCK):
-            raise HostError(while_opening(error)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource as rlimits
 from dataclasses import dataclass
@@ -125,3 +126,14 @@ def while_opening(error: OSError) -> str:
     if error.errno == errno.EMFILE:
         return "too many open files: raise the limit (ulimit -n) for this many VMs"
     return f"{where}{error.strerror}"
+
+
+def lease(vm: VmControls) -> None:
+    """Lock a VM's cgroup directory for as long as it is open here. Raises HostError where another foreshare has it."""
+    try:
+        fcntl.flock(vm.cpu.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HostError(f"another foreshare manages the cgroup {vm.cgroup}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOLCK):
+            raise HostError(while_opening(error)) from error

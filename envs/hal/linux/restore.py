@@ -15,7 +15,7 @@ from typing import Any
 
 from foreshare.policies.errors import HostError, InputError
 
-from . import cpulist
+from . import cookies, cpulist
 from .cgroups import GONE, Cgroup, Hierarchies, find_hierarchies, parse_tids, settled, threads_file
 from .controls import (
     IO_V2,
@@ -300,6 +300,14 @@ def _affinity(item: Item, hierarchies: Hierarchies, roots: Roots) -> None:
         raise refused
 
 
+def _cookie(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
+    group = _open(hierarchies, "cpu", item["cgroup"], item["inode"])
+    try:
+        cookies.take_away(settled(lambda: _tids(group)))
+    finally:
+        group.close()
+
+
 def _tids(top: Cgroup) -> list[int]:
     out: list[int] = []
     for group in top.walk():
@@ -335,5 +343,5 @@ def _resctrl(item: Item, _: Hierarchies, roots: Roots) -> None:
 
 _KINDS: dict[str, Callable[[Item, Hierarchies, Roots], None]] = {
     "bandwidth": _bandwidth, "weight": _weight, "cpuset": _cpuset, "io": _io, "affinity": _affinity,
-    "partition": _partition, "resctrl": _resctrl,
+    "partition": _partition, "resctrl": _resctrl, "cookie": _cookie,
 }  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,10 @@ class Roots:
     proc: str = "/proc"
     resctrl: Files | None = None
     """What stands in for the system calls on resctrl; None: the kernel's own."""
+    pwrite: Callable[[int, bytes, int], int] = os.pwrite
+    """What cgroups' files are written with (see :mod:`.cgroup_fake`)."""
+    pread: Callable[[int, int, int], bytes] = os.pread
+    """What their counters are read with, each tick."""
 
 
 def read_text(path: str) -> str | None:

@@ -17,6 +17,7 @@ from .roots import Roots
 from .topology import MIN_QUOTA_US
 
 PlacementMode = Literal["auto", "cpuset", "affinity"]
+CoreScheduling = Literal["off", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +63,8 @@ class LinuxSpec:
     """What keeps VMs on their CPUs: cpuset, sched_setaffinity of each thread, or cpuset where it works."""
     cpu_partitions: PartitionMode = "off"
     """Whether isolated VMs' cpusets (v2) become partitions, so that nothing else on the host runs on their cores."""
+    core_scheduling: CoreScheduling = "off"
+    """Whether isolated VMs each get a core-scheduling cookie of their own: off, or auto where the kernel can."""
     io: tuple[IoDevice, ...] = ()
     units_per_cpu: int = 10
     discovery: DiscoverySpec = field(default_factory=DiscoverySpec)
@@ -83,5 +86,7 @@ class LinuxSpec:
             )
         if self.cpu_partitions not in ("off", "root", "isolated"):
             raise InputError(f"cpu_partitions must be off, root or isolated, not {self.cpu_partitions!r}")
+        if self.core_scheduling not in ("off", "auto"):
+            raise InputError(f"core_scheduling must be off or auto, not {self.core_scheduling!r}")
         if self.placement not in ("auto", "cpuset", "affinity"):
             raise InputError(f"placement must be auto, cpuset or affinity, not {self.placement!r}")

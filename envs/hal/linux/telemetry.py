@@ -44,6 +44,7 @@ class Sampler:
     def __init__(
         self, vms: list[VmControls], threads: list[VmThreads], topology: Topology, devices: list[str], limits: Limits,
         clock: Clock, *, waits: bool, settle: Callable[[], None],
+        pread: Callable[[int, int, int], bytes] = os.pread,
     ) -> None:  # fmt: skip
         n = len(vms)
         self._vms, self._clock, self._limits = vms, clock, limits
@@ -51,7 +52,7 @@ class Sampler:
         self._most = float(topology.cpus * topology.units_per_cpu)
         io = topology.pool(Resource.IO, 0)
         self._io_unit = io.unit_size if io.units else 0.0
-        self._waits, self._settle = waits, settle
+        self._waits, self._settle, self._pread = waits, settle, pread
         self._queue = RunQueueWait(threads)
         self.present = [not vm.absent for vm in vms]
         self._last_ns = 0
@@ -141,25 +142,25 @@ class Sampler:
         quality[found & ((used >= _NEAR_LIMIT * limit) | throttled)] |= _CENSORED
 
     def _read(self, i: int, vm: VmControls) -> list[int]:
-        out = [-1, -1, -1, -1, -1]
+        out, pread = [-1, -1, -1, -1, -1], self._pread
         try:
-            stat = os.pread(vm.stat_fd, 1024, 0)
+            stat = pread(vm.stat_fd, 1024, 0)
             if vm.quota.version == 1:
                 if vm.usage_unified:
-                    usage_us = field_after(os.pread(vm.usage_fd, 1024, 0), b"usage_usec ")
+                    usage_us = field_after(pread(vm.usage_fd, 1024, 0), b"usage_usec ")
                     out[_USAGE] = usage_us * 1000 if usage_us >= 0 else -1
                 else:
-                    out[_USAGE] = int(os.pread(vm.usage_fd, 32, 0))
+                    out[_USAGE] = int(pread(vm.usage_fd, 32, 0))
                 out[_THROTTLED] = field_after(stat, b"throttled_time ")
             else:
                 usage_us, throttled_us = field_after(stat, b"usage_usec "), field_after(stat, b"throttled_usec ")
                 out[_USAGE] = usage_us * 1000 if usage_us >= 0 else -1
                 out[_THROTTLED] = throttled_us * 1000 if throttled_us >= 0 else -1
             if not self._waits and vm.pressure_fd >= 0:
-                stall_us = field_after(os.pread(vm.pressure_fd, 128, 0), b" total=")
+                stall_us = field_after(pread(vm.pressure_fd, 128, 0), b" total=")
                 out[_STALL] = stall_us * 1000 if stall_us >= 0 else -1
             if vm.io_group is not None:
-                data = b"\n" + os.pread(vm.io_stat_fd, 1 << 14, 0)
+                data = b"\n" + pread(vm.io_stat_fd, 1 << 14, 0)
                 out[_READ], out[_WRITTEN] = self._io_bytes(vm.io_group.mount.version, data)
         except OSError as error:
             # Any other error leaves the values missing for this tick; the next one asks again.

@@ -22,7 +22,9 @@ from .spec import Domain
 _NUMBERED = re.compile(r"(?:machine-)?qemu(?:-|\\x2d)(\d+)(?:-|\\x2d)", re.ASCII)
 MOST_PROCESSES = 100_000
 AFRESH_S = 1.0
-"""So often every process is looked at again; in between only those that are new."""
+"""So often every process is looked at again; in between only those that are young."""
+YOUNG_S = 5.0
+"""For so long a process that appeared may yet become QEMU (a shell that executes it), or move to its cgroup."""
 
 
 class Homes:
@@ -31,8 +33,8 @@ class Homes:
     def __init__(self, roots: Roots) -> None:
         self._roots = roots
         self._of_run: dict[tuple[str, int], str] = {}
-        self._known: set[int] = set()
-        """Processes looked at before."""
+        self._known: dict[int, float] | None = None
+        """Processes looked at before, and until when they are young."""
         self._afresh = 0.0
         self._plain: dict[str, tuple[int, int | None, str]] = {}
         """By UUID: (process, its start, cgroup)."""
@@ -57,22 +59,24 @@ class Homes:
             now = {int(n) for n in os.listdir(self._roots.proc) if n.isascii() and n.isdigit()}
         except OSError:
             return {}
-        if (
-            time.monotonic() >= self._afresh
-        ):  # a process that was a shell may be QEMU by now, one that was QEMU a zombie
-            self._afresh = time.monotonic() + AFRESH_S
+        moment = time.monotonic()
+        known = dict.fromkeys(now, moment) if self._known is None else self._known
+        afresh = moment >= self._afresh
+        if afresh:  # one that was QEMU may be a zombie
+            self._afresh = moment + AFRESH_S
             for uuid, (pid, _, _) in list(self._plain.items()):
                 found = vm_process(self._roots, pid)
                 if found is None or found["uuid"] != uuid:
                     del self._plain[uuid]
-            self._known = {pid for pid, _, _ in self._plain.values()}
         for uuid, (pid, start, _) in list(self._plain.items()):
             if pid not in now or start_time(self._roots, pid) != start:
                 del self._plain[uuid]
-                self._known.discard(pid)
-        for pid in sorted(now - self._known)[:MOST_PROCESSES]:
+                known.pop(pid, None)
+        found_already = {pid for pid, _, _ in self._plain.values()}
+        looks = (p for p in now - found_already if afresh or p not in known or moment < known[p])
+        for pid in sorted(looks)[:MOST_PROCESSES]:
             self._look_at(pid)
-        self._known = now
+        self._known = {pid: known.get(pid, moment + YOUNG_S) for pid in now}
         return {uuid: home for uuid, (_, _, home) in self._plain.items()}
 
     def _look_at(self, pid: int) -> None:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from foreshare.envs.hal.spec import Amounts
 from foreshare.policies.errors import InputError
 
+MOST_SPARE = 256
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DiscoverySpec:
@@ -22,10 +24,16 @@ class DiscoverySpec:
     """Manage every domain that libvirt knows at the start, also those that nobody names."""
     reservation: Amounts = field(default_factory=Amounts)
     """What each of those is promised."""
+    spare: int = 0
+    """Rows kept free for VMs that nobody names and that start later: domains, and QEMU processes with ``processes``."""
+    wait: bool = False
+    """Wait for a VM whose configured cgroup is not there yet; otherwise that is an error."""
     timeout_ms: float = 2000.0
     """A call of libvirt that takes longer is given up, with the process that made it."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.spare <= MOST_SPARE:
+            raise InputError(f"discovery can keep 0 to {MOST_SPARE} rows free, not {self.spare}")
         if not (math.isfinite(self.timeout_ms) and 10 <= self.timeout_ms <= 60_000):
             raise InputError(f"discovery's timeout must be 10 to 60000 ms, not {self.timeout_ms}")
 

@@ -23,7 +23,7 @@ from .domains import from_json
 from .homes import Homes
 from .spec import DiscoverySpec, Domain, Found
 
-PERIOD_S = 0.03
+PERIOD_S = 0.02
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 START_S = 10.0
 """Allowed to the process before its first word, beyond the timeout: a busy host is slow to start one."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foreshare.policies.host import CACHE, MEMORY, FloatArray, IntArray
+from foreshare.policies.host import CACHE, MEMORY, BoolArray, FloatArray, IntArray
 from foreshare.policies.reading import Quality, Reading
 
 from .files import DIRECTORY, Files
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 GAP_NS = 2_000_000_000
 _NEAR_LIMIT = 0.95
+_SLACK_WAYS = 1.0
 _OCCUPANCY, _BYTES = "llc_occupancy", "mbm_total_bytes"
 
 
@@ -66,6 +67,10 @@ class Monitor:
         self._shown = {r: (np.full(n, np.nan), np.full(n, np.nan), np.full(n, Quality.MISSING, np.uint8))
                        for r in (MEMORY, CACHE)}  # fmt: skip
         """By resource: units in use, units that could be used, quality."""
+        self._mask: IntArray = np.zeros(n, np.int64)
+        self._least = np.full(n, np.nan)
+        self.overfull: BoolArray = np.zeros(n, bool)
+        """(N,) VMs that filled ways which they do not have."""
         self.failed = ""
         """Why the thread ended, if it did."""
 
@@ -191,6 +196,8 @@ class Monitor:
             usage, under, quality = self._shown[r]
             found = ~np.isnan(value)
             fresh = np.where(found, Quality.OK, Quality.MISSING).astype(np.uint8)
+            if r == CACHE:
+                self._compare(value, limit, parts.state.ways, news)
             if r == MEMORY:
                 fresh[found & (value >= _NEAR_LIMIT * limit) & (parts.state.memory > 0)] |= np.uint8(Quality.CENSORED)
                 fresh[m.reset == 1] |= np.uint8(Quality.RESET)
@@ -202,6 +209,18 @@ class Monitor:
             reading.usage[:, r] = reading.demand_low[:, r] = np.where(gone, np.nan, usage)
             reading.limit[:, r] = np.where(reading.present, under, np.nan)
             reading.quality[:, r] = np.where(old, Quality.MISSING, quality)
+
+    def _compare(self, ways: FloatArray, own: FloatArray, mask: IntArray, news: BoolArray) -> None:
+        """Look for VMs that fill more than their mask allows: a tool that writes the registers leaves no other trace.
+
+        What lies outside the mask since before it was written can only become less, so a VM never has more than its
+        own ways and the least that it had since then.
+        """
+        changed = (mask != self._mask) | np.isnan(ways) | np.isnan(self._least)
+        self._mask[changed], self._least[changed] = mask[changed], ways[changed]
+        self._least = np.fmin(self._least, ways)
+        now = (mask != 0) & (ways > own + self._least + _SLACK_WAYS)
+        self.overfull = np.where(news, now, self.overfull)
 
     def _columns(self, m: Measured, parts: Partitions) -> Iterator[tuple[int, FloatArray, FloatArray]]:
         """Yield (resource, units in use (N,), units that could be used (N,)) of what moves and can be measured here."""

@@ -347,7 +347,9 @@ class Partitions:
             self.lose(s)
             return False
         name = self._cache_names[0].decode() if self._cache_names else "MB"
-        cache, mb = values.get(name, {}), values.get("MB", {})
+        cache, mb = dict(values.get(name, {})), values.get("MB", {})
+        for code in self._cache_names[1:]:  # one mask for both: where they differ, neither is what was written
+            cache |= {d: UNKNOWN for d, m in values.get(code.decode(), {}).items() if cache.get(d, m) != m}
         ids = self.offer.domain_id.tolist()
         state.live[:] = [d in cache for d in ids]
         plain = self.offer.kernel_value(0)
