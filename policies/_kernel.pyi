@@ -1,7 +1,9 @@
-from numpy import uint8
+from numpy import float32, uint8
 from numpy.typing import NDArray
 
 from .host import BoolArray, FloatArray, IntArray
+
+Float32Array = NDArray[float32]
 
 def water_fill(tables: IntArray, hosts: int, ask: FloatArray, out: IntArray, /) -> None: ...
 def room_left(
@@ -81,5 +83,25 @@ def follow(
     mean: FloatArray,
     upper: FloatArray,
     clearing: FloatArray,
+    /,
+) -> None: ...
+def push(
+    history: tuple[object, ...],
+    newest: int,
+    before: int,
+    gap: bool,
+    whole: bool,
+    demand: FloatArray,
+    waiting: FloatArray,
+    censored: BoolArray,
+    /,
+) -> bool: ...
+def mix(
+    history: tuple[object, ...],
+    newest: int,
+    mixture: tuple[object, ...],
+    count: int,
+    options: Float32Array,
+    out: Float32Array,
     /,
 ) -> None: ...

@@ -59,7 +59,7 @@ class Analyzer:
             host, EstimateOptions(probe=k.probe, revert=k.revert, usual_gain=k.usual_gain, most_ticks=k.most_ticks)
         )
         size = int(np.prod(host.shape, dtype=np.int64))
-        self.history, self.mixture = History(size), Mixture(size, self._network, per_host=len(host) * R)
+        self.history, self.mixture = History(size), Mixture(size, self._network)
         self.quality = ForecastQuality(size)
         self._ways: FloatArray = at_reservation(host)[..., CACHE].copy()
         self._tick_ns = 0.0
@@ -100,7 +100,7 @@ class Analyzer:
         at = self._series
         h.push(e.demand.ravel()[at], e.backlog.ravel()[at], censored.ravel()[at], gap=self._late(reading.dt_ns))
         self.mixture.step(h, self._quantiles)
-        self.quality.update(h, self.mixture.truth[1], self._quantiles)
+        self.quality.update(h, h.five, self._quantiles)
         landing = self._quantiles[0]
         into.mean[:] = landing[0][self._back].reshape(self._shape)
         into.upper[:] = landing[1][self._back].reshape(self._shape)
