@@ -3,7 +3,8 @@
 Amounts are divided by the scale of their series and their square root is taken, so that one network serves series of
 any size and a burst does not drown the rest. In order: LAGS newest ticks, oldest first; means over growing windows;
 root mean squares; what waits; the newest tick and the mean of five as they are, without a root; a one; how old the
-value is; which resource it is; the climate (:mod:`~.climate`) and the scale itself. Layout (F, S): a feature a row, which is what the first matrix product wants.
+value is; which resource it is; the climate (:mod:`~.climate`) and the scale itself. Layout (F, S): a feature a row,
+which is what the first matrix product wants.
 """
 
 from __future__ import annotations

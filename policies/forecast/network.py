@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
+from foreshare.policies.host import IntArray
 
 from .features import ONE, REACH, F, FeatureMaker
 from .history import Float32Array, History, K, Q
@@ -107,3 +108,7 @@ class NetworkModel:
     def step(self, history: History, out: Float32Array) -> None:
         """Fill ``out`` (K, Q, S)."""
         self._network.predict(self._features.make(history), history, out)
+
+    def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> NetworkModel:
+        """Return the model of another set of VMs: it keeps nothing of any."""
+        return NetworkModel(self._network, size)
