@@ -17,7 +17,7 @@ EVERY = 10
 
 
 class ForecastWatch:
-    """Tells ``observers`` of ``forecast-bad`` and ``forecast-good``; :meth:`summary` is for ``foreshare run --json``."""
+    """Tells ``observers`` of ``forecast-bad`` and ``forecast-good``; sums up for ``foreshare run --json``."""
 
     def __init__(self, analyzer: Analyzer, names: Sequence[str], observers: Sequence[Observer]) -> None:
         self._analyzer, self._names, self._observers = analyzer, names, observers
