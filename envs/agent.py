@@ -1,8 +1,9 @@
 """What an agent sees, does and is paid for, for a batch of hosts; the environments are thin fronts of this.
 
 **Observation**: ``vms`` (H, M, F), ``mask`` (H, M), ``host`` (H, G) of :mod:`foreshare.policies.features`, float32, VMs
-padded to M with zeros. **Action** (H, M, 1 + R) in [-1, 1], times 2.5: a log-multiplier on triage's answer for each VM
-and a residual for each of its resources; what is no number corrects nothing. All zeros is triage.
+padded to M with zeros. **Action** (H, M, 1 + R) in [-1, 1], times 2.5: log-multipliers on each VM's standing in triage
+and on what is requested for it of each resource (:mod:`foreshare.policies.allocators.corrected`); what is no number
+corrects nothing. All zeros is triage.
 
 **Reward** of a tick, with ``v_i`` the requests found late in it, ``a_i`` the VM's mean arrivals, ``p_i`` its weight::
 
@@ -22,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from foreshare.policies.allocators import Triage
 from foreshare.policies.allocators.corrected import ACTIONS, LIMIT, Corrected
 from foreshare.policies.decide import UNHURRIED, Decision, Mind
 from foreshare.policies.errors import InputError
@@ -47,8 +49,10 @@ class Terms(NamedTuple):
 
 
 def corrected_mind(host: Host, base: str) -> Mind:
-    """Return a mind that decides by the policy ``base`` and what an agent makes of it."""
+    """Return a mind that decides by ``base``, a policy that is triage, and what an agent makes of it."""
     inner = make_mind(base, host, UNHURRIED)
+    if not isinstance(inner.policy, Triage):
+        raise InputError(f"policy {base!r} takes no corrections: it is not triage")
     return Mind(host, inner.forecaster, Corrected(inner.policy), UNHURRIED)
 
 
@@ -62,7 +66,7 @@ class Agent:
         if len(world.mind.host) > max_vms:
             raise InputError(f"{len(world.mind.host)} VMs do not fit into an observation of {max_vms}")
         self.world, self._policy = world, policy
-        self._encoder = Encoder(world.mind)
+        self._encoder = Encoder(world.mind, world.tick_ms)
         self._max_vms, self._move_cost, self._scale = max_vms, move_cost, scale
         weight = weights_of(world.mind.host.vms.priority)
         self._weight = weight / max(float(weight.sum()), 1.0)

@@ -40,6 +40,7 @@ class World(Protocol):
 
     mind: Mind
     reading: Reading
+    tick_ms: float
 
     def sense(self) -> None:
         """Let a tick pass, read the counters, work out what the VMs ask: ``mind.request`` is then of this tick."""
@@ -80,6 +81,7 @@ class HalWorld:
         """Writes of the newest ``act``."""
         self.moves: IntArray = np.zeros(1, np.int64)
         self._receipt, self._presence, self._tick_ns = Receipt(), Presence(n), tick_ns
+        self.tick_ms = tick_ns * 1e-6
         self._make_mind = make_mind
         self._guardian = _guardian(hal)
         try:
@@ -173,6 +175,7 @@ class SimulatedWorld:
         """See :class:`~foreshare.envs.simulator.host.Simulator` for the arguments."""
         self.simulator = Simulator(scenario, hosts=hosts, seed=seed, tick_ms=tick_ms, first_host=first_host)
         m = self.simulator.model
+        self.tick_ms = tick_ms
         self.mind = make_mind(Host(m.topology, m.vms, batch=(hosts,)))
         n = len(m.vms)
         self.reading = Reading.empty(n, (hosts,))

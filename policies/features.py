@@ -17,11 +17,12 @@ import numpy.typing as npt
 from . import kernel
 from .allocators.base import former_rows
 from .axes import largest, total
+from .deadlines import STEPS, Deadlines
 from .decide import Mind
 from .forecast import carry
-from .host import RESOURCES, FloatArray, Host, Isolation, R
+from .host import CPU, IO, MEMORY, RESOURCES, FloatArray, Host, Isolation, R
 
-VERSION = 1
+VERSION = 2
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -44,6 +45,7 @@ def _each(prefix: str, unit: str, high: float, source: str) -> tuple[Feature, ..
     )
 
 
+_RATE = "log(1 + multiples of the mean need)"
 _FAIR = "log(1 + multiples of a fair share)"
 VM_FEATURES: tuple[Feature, ...] = (
     *_each("ask", _FAIR, 6.0, "what the VM should get to be on time (Request.ask)"),
@@ -58,14 +60,31 @@ VM_FEATURES: tuple[Feature, ...] = (
     Feature(name="fits", unit="1", low=-2.0, high=1.0, default=1.0,
             source="room left, as a share of capacity, at the scarcest resource once every VM ahead has what it asks"),
     Feature(name="isolated", unit="1", low=0.0, high=1.0, default=0.0, source="owns whole cores"),
+    Feature(name="target", unit="log(ticks)", low=0.0, high=4.2, default=2.3, source="latency target (VmTable)"),
+    Feature(name="slack", unit="targets", low=-2.0, high=1.0, default=1.0, source="1 - queueing delay / target"),
+    *(
+        Feature(name=f"due_{k}", unit=_RATE, low=0.0, high=4.0, default=0.0, source=f"to be done by then: {where}")
+        for k, where in [*((str(k), f"within {k} ticks") for k in STEPS), ("all", "all that is queued, by the target")]
+    ),
+    Feature(name="rate", unit="log(multiples of the mean need)", low=-3.0, high=3.0, default=-3.0,
+            source="least rate at which everything queued is in time (deadlines.py)"),
+    Feature(name="overdue", unit="log(1 + ticks of need)", low=0.0, high=6.0, default=0.0, source="late already"),
+    Feature(name="hidden", unit="log(1 + ticks)", low=0.0, high=6.0, default=0.0,
+            source="since all that it has queued could be seen"),
+    Feature(name="weight", unit="log", low=-3.0, high=3.0, default=0.0,
+            source="1 + priority over the mean of that: what a late request costs"),
+    Feature(name="over", unit="log(1 + fair shares)", low=0.0, high=6.0, default=0.0,
+            source="held beyond the reservation at the resource where that is most"),
 )  # fmt: skip
 HOST_FEATURES: tuple[Feature, ...] = (
     *_each("asked", "1", 4.0, "sum of asks over capacity"),
     *_each("needed", "1", 4.0, "sum of needs over capacity"),
+    *_each("pressed", "1", 4.0, "sum of needs at the rates that are in time, over capacity"),
     Feature(name="vms", unit="log(1 + VMs)", low=0.0, high=9.0, default=0.0, source="VMs that are there"),
     Feature(name="mean_delay", unit="log(1 + ticks)", low=0.0, high=6.0, default=0.0, source="mean queueing delay"),
 )
 F, G = len(VM_FEATURES), len(HOST_FEATURES)
+_LEAST_RATE = 0.05
 _AMOUNTS = 5  # ask, need, held, reservation, backlog
 _LOAD, _AFTER = _AMOUNTS * R, (_AMOUNTS + 1) * R
 _VM_BOUNDS, _HOST_BOUNDS = (
@@ -81,12 +100,14 @@ def schema_hash() -> str:
 
 
 class Encoder:
-    """Turns what a mind knows before it decides into arrays. Remembers the last need for the trend, by UUID."""
+    """Turns what a mind knows before it decides into arrays. Remembers by UUID what it needs of the ticks before."""
 
-    def __init__(self, mind: Mind) -> None:
+    def __init__(self, mind: Mind, tick_ms: float = 10.0) -> None:
         self._mind = mind
+        self._deadlines = Deadlines(tick_ms)
         self._host: Host | None = None
         self._last = np.zeros(0)
+        self._hidden = np.zeros(0)
 
     def encode(self) -> tuple[Float32Array, Float32Array]:
         """Return fresh (N, F) and (G,) float32, in a batch (H, N, F) and (H, G).
@@ -115,16 +136,39 @@ class Encoder:
         vms[..., _AFTER + 2] = self._priority
         vms[..., _AFTER + 3] = self._fits(q.ask)
         vms[..., _AFTER + 4] = self._isolated
+        rate = self._encode_deadlines(vms[..., _AFTER + 5 :])
         whole = np.empty((*q.ask.shape[:-2], G), np.float32)
         whole[..., :R] = total(q.ask) * self._per_capacity
         whole[..., R : 2 * R] = total(q.need) * self._per_capacity
-        whole[..., 2 * R] = self._count
-        whole[..., 2 * R + 1] = np.log1p(q.delay_ticks.sum(axis=-1) / max(n, 1))
+        whole[..., 2 * R : 3 * R] = total(q.need * rate[..., None]) * self._per_capacity
+        whole[..., 3 * R] = self._count
+        whole[..., 3 * R + 1] = np.log1p(q.delay_ticks.sum(axis=-1) / max(n, 1))
         return _within(vms, *_VM_BOUNDS), _within(whole, *_HOST_BOUNDS)
+
+    def _encode_deadlines(self, out: Float32Array) -> FloatArray:
+        """Fill what has to do with targets (..., N, columns); return the rates (..., N), multiples of the need."""
+        mind, q, d = self._mind, self._mind.request, self._deadlines
+        d.update(q, mind.host)
+        rate: FloatArray = d.rates.max(axis=0)
+        out[..., 0] = np.log(d.target)
+        out[..., 1] = 1.0 - q.delay_ticks / d.target
+        steps = len(d.rates)
+        out[..., 2 : 2 + steps] = np.log1p(np.moveaxis(d.rates, 0, -1))
+        out[..., 2 + steps] = np.log(np.maximum(rate, _LEAST_RATE))
+        out[..., 3 + steps] = np.log1p(d.overdue)
+        self._hidden += 1.0
+        self._hidden *= mind.forecast.unsure
+        out[..., 4 + steps] = np.log1p(self._hidden)
+        out[..., 5 + steps] = self._weight
+        over = np.maximum(mind.held - self._reservation, 0.0) * self._per_fair
+        out[..., 6 + steps] = np.log1p(largest(over[..., (CPU, MEMORY, IO)]))
+        return rate
 
     def _bind(self, host: Host) -> None:
         """Work out what changes only with the VMs."""
         rows = former_rows(self._host, host)
+        fresh: FloatArray = np.zeros(host.shape[:-1])
+        self._hidden = carry(self._hidden, rows, fresh, axis=-1) if self._host is not None else fresh
         need = self._mind.request.need[..., 0]
         self._last = carry(self._last, rows, need, axis=-1) if self._host is not None else need.copy()
         self._host = host
@@ -141,6 +185,8 @@ class Encoder:
         self._per_movable = self._per_capacity * host.movable
         self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
         self._priority = (priority[:, None] > priority[None, :]).mean(axis=1) if len(host) else np.zeros(0)
+        weight = 1.0 + np.maximum(priority, 0)
+        self._weight = np.log(weight / max(float(weight.mean()), 1.0)) if len(host) else weight * 0.0
         self._isolated = host.vms.isolation != Isolation.SHARED
         self._count = np.log1p(np.count_nonzero(host.active))
 

@@ -39,6 +39,8 @@ CPU, CACHE, MEMORY, IO = (int(r) for r in Resource)
 R = len(Resource)
 RESOURCES = tuple(r.name.lower() for r in Resource)
 WHOLE_HOST = -1
+TARGET_MS = 100.0
+"""Latency target of a VM whose owner names none."""
 
 
 class Isolation(IntEnum):
@@ -147,11 +149,15 @@ class VmTable:
     """(N, R) units that the VM is always given back at once."""
     cap: IntArray
     """(N, R) units that the VM may never exceed."""
+    target_ms: FloatArray = field(default_factory=lambda: np.zeros(0))
+    """(N,) latency within which the VM's requests are to be done; TARGET_MS where its owner says nothing."""
     rank: IntArray = field(init=False)
     """(N,) position by UUID: breaks ties, whatever order the rows have."""
 
     def __post_init__(self) -> None:
         n = len(self.uuid)
+        if not len(self.target_ms):
+            object.__setattr__(self, "target_ms", np.full(n, TARGET_MS))
         if len(set(self.uuid)) != n:
             raise InputError("two VMs have the same UUID")
         for name, shape in (
@@ -160,6 +166,7 @@ class VmTable:
             ("zone", (n,)),
             ("reservation", (n, R)),
             ("cap", (n, R)),
+            ("target_ms", (n,)),
         ):
             if getattr(self, name).shape != shape:
                 raise InputError(f"VM table: {name} has shape {getattr(self, name).shape}, expected {shape}")
@@ -175,7 +182,7 @@ class VmTable:
         return VmTable(
             uuid=tuple(self.uuid[i] for i in rows), name=tuple(self.name[i] for i in rows),
             priority=self.priority[rows], isolation=self.isolation[rows], zone=self.zone[rows],
-            reservation=self.reservation[rows], cap=self.cap[rows],
+            reservation=self.reservation[rows], cap=self.cap[rows], target_ms=self.target_ms[rows],
         )  # fmt: skip
 
 

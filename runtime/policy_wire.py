@@ -48,7 +48,8 @@ def host_to_json(host: Host) -> bytes:
         "topology": {name: getattr(t, name).tolist() for name in ("cpu_id", "core", "zone")}
         | {name: getattr(t, name) for name in _TOPOLOGY_NUMBERS},
         "pools": [[int(p.resource), p.zone, p.units, p.unit, p.unit_size, p.measure] for p in t.pools],
-        "vms": {"uuid": v.uuid, "name": v.name} | {name: getattr(v, name).tolist() for name in _VM_ARRAYS},
+        "vms": {"uuid": v.uuid, "name": v.name, "target_ms": v.target_ms.tolist()}
+        | {name: getattr(v, name).tolist() for name in _VM_ARRAYS},
         "active": host.active.tolist(),
     }
     return json.dumps(doc).encode()
@@ -66,7 +67,8 @@ def host_from_json(text: bytes) -> Host:
     topology = Topology(pools=pools, **parts, **{k: t[k] for k in _TOPOLOGY_NUMBERS})
     shape: Mapping[str, tuple[int, ...]] = {"reservation": (n, R), "cap": (n, R)}
     arrays: dict[str, Any] = {k: np.array(v[k], np.int64).reshape(shape.get(k, (n,))) for k in _VM_ARRAYS}
-    vms = VmTable(uuid=tuple(v["uuid"]), name=tuple(v["name"]), **arrays)
+    target_ms = np.array(v["target_ms"], np.float64).reshape(n)
+    vms = VmTable(uuid=tuple(v["uuid"]), name=tuple(v["name"]), target_ms=target_ms, **arrays)
     return Host(topology, vms, np.array(doc["active"], bool))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from foreshare.policies.errors import InputError, TraceError
-from foreshare.policies.host import RESOURCES, Host, Isolation, Pool, R, Resource, Topology, VmTable
+from foreshare.policies.host import RESOURCES, TARGET_MS, Host, Isolation, Pool, R, Resource, Topology, VmTable
 
 from .spec import MAX_VMS
 
@@ -48,7 +48,8 @@ def recording_metadata(
         "vms": [
             {"uuid": vms.uuid[i], "priority": int(vms.priority[i]),
              "isolation": Isolation(int(vms.isolation[i])).name.lower(), "zone": int(vms.zone[i]),
-             "reservation": vms.reservation[i].tolist(), "cap": vms.cap[i].tolist()}
+             "reservation": vms.reservation[i].tolist(), "cap": vms.cap[i].tolist(),
+             "target_ms": float(vms.target_ms[i])}
             for i in range(len(vms))
         ],
     }  # fmt: skip
@@ -99,6 +100,7 @@ def parse_metadata(raw: bytes, path: str) -> RecordedHost:
             zone=np.array([v["zone"] for v in vms], np.int64).reshape(n),
             reservation=np.array([v["reservation"] for v in vms], np.int64).reshape(n, R),
             cap=np.array([v["cap"] for v in vms], np.int64).reshape(n, R),
+            target_ms=np.array([v.get("target_ms", TARGET_MS) for v in vms], np.float64).reshape(n),
         )
         host = RecordedHost(
             topology=topology, vms=table, hal=str(m["hal"]), tick_ns=int(m["tick_ns"]), boot_id=str(m["boot_id"]),

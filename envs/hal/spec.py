@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from foreshare.policies.errors import CapacityError, InputError
-from foreshare.policies.host import Isolation, R, Resource, Topology, VmTable
+from foreshare.policies.host import TARGET_MS, Isolation, R, Resource, Topology, VmTable
 
 _NAMESPACE = uuid_module.UUID("6f1d0b5e-6c57-4b0b-9a55-5f0e5ba5e000")
 MAX_VMS = 4096
+MOST_TARGET_MS = 600_000.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +51,8 @@ class VmSpec:
     cap: Amounts = Amounts()
     zone: int | None = None
     """NUMA node to live in; None lets admission choose."""
+    latency_target_ms: float | None = None
+    """Within this its requests are to be done; None: TARGET_MS. Only learned policies look at it."""
 
     @property
     def identity(self) -> str:
@@ -103,7 +106,15 @@ def resolve(specs: Sequence[VmSpec], topology: Topology) -> VmTable:
         zone=zone,
         reservation=reservation,
         cap=cap,
+        target_ms=np.array([_target_ms(s) for s in specs], np.float64),
     )
+
+
+def _target_ms(spec: VmSpec) -> float:
+    value = TARGET_MS if spec.latency_target_ms is None else float(spec.latency_target_ms)
+    if not 1.0 <= value <= MOST_TARGET_MS:
+        raise InputError(f"VM {spec.name!r}: latency_target_ms must be from 1 to {MOST_TARGET_MS:g}, not {value}")
+    return value
 
 
 def _amount(spec: VmSpec, kind: str, r: Resource) -> float | None:

@@ -190,4 +190,5 @@ def _contracts(scenario: Scenario, topology: Topology, share: FloatArray, zone: 
         uuid=tuple(VmSpec(name=v.name).identity for v in shapes), name=tuple(v.name for v in shapes),
         priority=np.array([v.priority for v in shapes], np.int64).reshape(n), isolation=isolation,
         zone=zone, reservation=reservation, cap=cap,
+        target_ms=np.array([v.target_ms for v in shapes], np.float64).reshape(n),
     )  # fmt: skip

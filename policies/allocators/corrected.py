@@ -1,8 +1,11 @@
-"""A correction on top of triage: how a learned policy, or an agent in the environment, has its say.
+"""A correction of triage: how a learned policy, or an agent in the environment, has its say.
 
-The action is one log-multiplier for each VM and a residual for each of its resources, (N, 1 + R). A VM's target is
-triage's answer times ``exp(clip(multiplier + residual, -LIMIT, LIMIT))``; the guard makes it feasible. All zeros is
-exactly triage, so that an untrained policy is already sensible.
+The action is one log-multiplier for each VM and one for each of its resources, (N, 1 + R). The first multiplies the
+VM's standing, its weight when triage decides who is served whole; the others multiply what is requested for it of each
+resource: what it needs, and what it asks where that is less than it now needs. What comes out is an answer of triage,
+feasible as it is, so that the guard has little to change. All zeros is exactly triage: an untrained policy is already
+sensible. Correcting the units that triage hands out instead was dropped: it takes as much from those who were to be
+served whole as from all others, and the guard has to change nearly every answer.
 """
 
 from __future__ import annotations
@@ -10,9 +13,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.policies.host import Host, IntArray, R
+from foreshare.policies.host import CACHE, Host, IntArray, R
 
-from .base import Allocator, Request
+from .base import Request
+from .triage import Triage
 
 LIMIT = 2.5
 """No tighter: the oracle's correction of CPU spans about three either way, because it sheds."""
@@ -20,20 +24,30 @@ ACTIONS = 1 + R
 
 
 class Corrected:
-    """Wraps an allocator; ``action`` is what the next call applies."""
+    """Wraps triage; ``action`` is what the next call applies."""
 
     name = "corrected"
+    batched = True
 
-    def __init__(self, base: Allocator) -> None:
-        self.base, self.batched = base, base.batched
+    def __init__(self, base: Triage) -> None:
+        self.base = base
         self.action: npt.NDArray[np.floating] | None = None
         """(N, ACTIONS), in a batch (H, N, ACTIONS), or None for no correction; what is no number corrects nothing."""
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
-        units = self.base.allocate(request, host, tick)
         if self.action is None or not self.action.any():
-            return units
-        total = np.clip(np.nan_to_num(self.action[..., :1] + self.action[..., 1:]), -LIMIT, LIMIT)
-        corrected: IntArray = np.rint(np.maximum(units, host.floor) * np.exp(total)).astype(np.int64)
-        return corrected
+            self.base.favour = None
+            return self.base.allocate(request, host, tick)
+        factor = np.exp(np.clip(np.nan_to_num(self.action), -LIMIT, LIMIT))
+        self.base.favour = factor[..., 0]
+        need = request.need * factor[..., 1:]
+        np.clip(need, host.floor, host.cap, out=need)
+        need[..., CACHE] = request.need[..., CACHE]
+        ask = request.ask.copy()
+        np.maximum(ask, need, out=ask)
+        ask[..., CACHE] *= factor[..., 1 + CACHE]
+        np.clip(ask, host.floor, host.cap, out=ask)
+        return self.base.allocate(
+            Request(ask, need, request.usage, request.backlog, request.delay_ticks), host, tick
+        )  # fmt: skip

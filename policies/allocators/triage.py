@@ -72,6 +72,8 @@ class Triage:
     def __init__(self, knobs: TriageKnobs | None = None) -> None:
         self.knobs = knobs or TriageKnobs()
         self.admitted: BoolArray = np.zeros(0, bool)
+        self.favour: FloatArray | None = None
+        """(..., N) what the weights are multiplied with; a correction sets it before each call."""
         self._host: Host | None = None
         self._weight: FloatArray = np.zeros(0)
         self._over: FloatArray = np.zeros(0)
@@ -81,6 +83,8 @@ class Triage:
         if host is not self._host:
             self._bind(host)
         weight = self._weight * (1.0 + self._over) ** -self.knobs.thrift
+        if self.favour is not None:
+            weight = weight * self.favour
         if kernel.compiled is not None:
             out = self._allocate_compiled(kernel.compiled, request, weight)
         else:

@@ -17,7 +17,7 @@ from foreshare.envs.hal.linux.discovery.spec import DiscoverySpec
 from foreshare.envs.hal.linux.resctrl.names import GroupNames
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
 from foreshare.envs.hal.linux.spec import IoDevice, PlacementMode
-from foreshare.envs.hal.spec import MAX_VMS, Amounts, VmSpec
+from foreshare.envs.hal.spec import MAX_VMS, MOST_TARGET_MS, Amounts, VmSpec
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import Isolation
 from foreshare.policies.registry import DEFAULT
@@ -292,12 +292,16 @@ class VmConfig:
     cap: AmountsConfig = field(default=AmountsConfig(), metadata=_key(_table(AmountsConfig), "{ cpu = 2 }"))
     """What it may never exceed."""
 
+    latency_target_ms: float | None = field(default=None, metadata=_key(number(1, MOST_TARGET_MS, "ms"), "50"))
+    """Within this its requests are to be done; learned policies let who has time wait; default: 100."""
+
     def spec(self) -> VmSpec:
         """Return the VM as the hardware layer takes it."""
         return VmSpec(
             name=self.name, cgroup=self.cgroup, uuid=self.uuid, priority=self.priority,
             isolation=Isolation[self.isolation.upper()], zone=self.zone,
             reservation=self.reservation.amounts(), cap=self.cap.amounts(),
+            latency_target_ms=self.latency_target_ms,
         )  # fmt: skip
 
 

@@ -1,0 +1,81 @@
+"""What of the work that VMs have queued is due when: the queue is first in first out, and every VM has a target.
+
+Work is measured as one number for a VM, ``Y(x) = sum_r x_r / capacity_r`` over CPU, memory and IO, as in estimate.py.
+With ``D`` the work done so far, ``b`` the backlog at the end of this tick and ``C(t) = D + Y(b)`` the work that had
+arrived by then, what arrived by tick ``t + k - S`` has to be done within the next ``k`` ticks (``S`` the target in
+ticks): ``due_k = max(C(t + k - S) - D, 0)``. What is behind that may wait: a VM whose target is far away can queue
+while others are served, and nobody is late (earliest deadline first: Liu, Layland, Journal of the ACM 20(1), 1973).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .allocators.base import Request, former_rows
+from .forecast import carry
+from .host import CACHE, FloatArray, Host, IntArray, R
+
+MOST_TICKS = 63
+"""Targets beyond this count as this: so many ticks of history are kept."""
+STEPS = (1, 2, 4, 8)
+"""Ticks from now at which is looked what is due by then; besides all that is queued, by the target itself."""
+_TINY = 1e-9
+
+
+class Deadlines:
+    """Follows requests tick by tick; arrays (..., N) are new with every :meth:`update`."""
+
+    def __init__(self, tick_ms: float) -> None:
+        self._tick_ms = tick_ms
+        self._host: Host | None = None
+        self._at = 0
+        self._done: FloatArray = np.zeros(0)
+        self._ring: FloatArray = np.zeros((MOST_TICKS + 1, 0))
+        self.target: IntArray = np.zeros(0, np.int64)
+        """(N,) S: targets in ticks, from 1 to MOST_TICKS."""
+        self.overdue = np.zeros(0)
+        """Work that is late already, in ticks of mean demand."""
+        self.rates = np.zeros((len(STEPS) + 1, 0))
+        """(steps, ..., N) rate at which to work in order to be in time: ``due_k / k``, relative to the mean demand."""
+
+    def update(self, request: Request, host: Host) -> None:
+        """Take in what is known at the end of a tick."""
+        if host is not self._host:
+            self._bind(host)
+        self._done += request.usage @ self._per_capacity
+        backlog = request.backlog @ self._per_capacity
+        usual = np.maximum(request.need @ self._per_capacity, _TINY)
+        self._at = (self._at + 1) % len(self._ring)
+        self._ring[self._at] = self._done + backlog
+        self.overdue = self._due(0, backlog) / usual
+        self.rates = np.empty((len(STEPS) + 1, *backlog.shape))
+        for i, k in enumerate(STEPS):
+            np.divide(self._due(k, backlog), np.minimum(k, self.target), out=self.rates[i])
+        np.divide(backlog, self.target, out=self.rates[-1])
+        self.rates /= usual
+
+    def _due(self, k: int, backlog: FloatArray) -> FloatArray:
+        """Return the work that is to be done within ``k`` ticks: at most all that is queued."""
+        slots = (self._at - np.maximum(self.target - k, 0)) % len(self._ring)
+        came = self._ring[slots, ..., self._rows]  # (N, ...): the indexed axes come first
+        due: FloatArray = np.minimum(np.maximum(np.moveaxis(came, 0, -1) - self._done, 0.0), backlog)
+        return due
+
+    def _bind(self, host: Host) -> None:
+        capacity = np.zeros(R)
+        for pool in host.topology.pools:
+            capacity[pool.resource] += pool.units
+        self._per_capacity = np.where(capacity > 0, 1.0 / np.maximum(capacity, 1.0), 0.0)
+        self._per_capacity[CACHE] = 0.0
+        n, before = len(host), host.shape[:-1]
+        self._rows = np.arange(n)
+        self.target = np.clip(np.rint(host.vms.target_ms / self._tick_ms), 1, MOST_TICKS).astype(np.int64)
+        fresh: FloatArray = np.zeros(before)
+        ring: FloatArray = np.zeros((len(self._ring), *before))
+        if self._host is None:
+            self._done, self._ring = fresh, ring
+        else:
+            rows = former_rows(self._host, host)
+            self._done = carry(self._done, rows, fresh, axis=-1)
+            self._ring = carry(self._ring, rows, ring, axis=-1)
+        self._host = host
