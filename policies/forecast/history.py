@@ -75,6 +75,7 @@ class History:
         """(S,) ticks since the latest censored value; 0 if it is the newest."""
         self._now: FloatArray = np.zeros((3, size))
         self._step: FloatArray = np.zeros(size)
+        self._packed: tuple[object, ...] | None = None
         self.whole = False
         """Nothing is missing and nobody is new."""
         self.slow: FloatArray = np.zeros(size)
@@ -143,6 +144,11 @@ class History:
 
     def arrays(self) -> tuple[object, ...]:
         """Return what compiled/forecast_module.c takes a history to be."""
+        if self._packed is None:
+            self._packed = self._pack()
+        return self._packed
+
+    def _pack(self) -> tuple[object, ...]:
         return (
             self._y, self._w, self.running, self.seen, self.clean, self.loose, self.age, self.scale, self.five,
             self.slow, self.climate, self.size,

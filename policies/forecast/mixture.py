@@ -94,6 +94,7 @@ class Mixture:
         self._truth: Float32Array = np.zeros((K, size), np.float32)
         self._past = [np.zeros((h.ahead // K + 2, m + 1, Q, size), np.float32) for h in HORIZONS]  # last: the mixture
         self._count = 0
+        self._packed: tuple[object, ...] | None = None
         self._eta = np.array(o.eta, np.float32)[:, None]
         self._offset_rate, self._factor_rate = (
             np.array(rate, np.float32)[:, None] for rate in (o.offset_rate, o.factor_rate)
@@ -125,12 +126,14 @@ class Mixture:
 
     def _arrays(self) -> tuple[object, ...]:
         """Return what compiled/forecast_module.c takes a mixture to be."""
-        layers = self._network.layers if self._network is not None else (None, None, None)
-        r = self._regression
-        return (
-            self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.theta, r.x, *layers,
-            len(self.members),
-        )  # fmt: skip
+        if self._packed is None:
+            layers = self._network.layers if self._network is not None else (None, None, None)
+            r = self._regression
+            self._packed = (
+                self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.theta, r.x, *layers,
+                len(self.members),
+            )  # fmt: skip
+        return self._packed
 
     def _predict(self, history: History) -> None:
         point, each, points = self._point, self._each, len(POINTS)

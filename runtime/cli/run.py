@@ -142,11 +142,8 @@ def _baseline(session: Session, policy: str, ticks: int) -> RunLog | None:
     if not ticks:
         return None
     with stop_on_signals() as stop:
-        log = (
-            replace(session, policy=policy, policy_in="auto", forecast="", ticks=ticks, stop=stop, watchers=None)
-            .run()
-            .log
-        )
+        other = replace(session, policy=policy, policy_in="auto", forecast="", ticks=ticks, stop=stop, watchers=None)
+        log = other.run().log
         return None if stop() else log
 
 
