@@ -3,6 +3,8 @@ from numpy.typing import NDArray
 
 from .host import BoolArray, FloatArray, IntArray
 
+Float32Array = NDArray[float32]
+
 def water_fill(tables: IntArray, hosts: int, ask: FloatArray, out: IntArray, /) -> None: ...
 def room_left(
     tables: IntArray,
@@ -155,4 +157,24 @@ def stand_back(
 ) -> None: ...
 def note_over(
     tables: IntArray, hosts: int, units: IntArray, per_share: FloatArray, ticks: float, over: FloatArray, /
+) -> None: ...
+def push(
+    history: tuple[object, ...],
+    newest: int,
+    before: int,
+    gap: bool,
+    whole: bool,
+    demand: FloatArray,
+    waiting: FloatArray,
+    censored: BoolArray,
+    /,
+) -> bool: ...
+def mix(
+    history: tuple[object, ...],
+    newest: int,
+    mixture: tuple[object, ...],
+    count: int,
+    options: Float32Array,
+    out: Float32Array,
+    /,
 ) -> None: ...

@@ -16,8 +16,9 @@ from .backlog_forecast import BacklogKnobs
 from .errors import InputError
 from .estimate import EstimateOptions, Estimator
 from .forecast.base import Forecast, at_reservation, carry
+from .forecast.fitted import Fitted
 from .forecast.history import GAP_TICKS, Float32Array, History, K, Q
-from .forecast.mixture import Mixture
+from .forecast.models import SeriesModel
 from .forecast.network import QuantileNetwork
 from .forecast.quality import ForecastQuality
 from .host import CACHE, FloatArray, Host, IntArray, R
@@ -49,17 +50,19 @@ class AnalyzerOptions:
 class Analyzer:
     """A :class:`~.forecast.base.Forecaster`. The quantiles of the latest tick are in ``quantiles``."""
 
-    def __init__(
-        self, host: Host, options: AnalyzerOptions | None = None, network: QuantileNetwork | None = None
-    ) -> None:
+    def __init__(self, host: Host, options: AnalyzerOptions | None = None, fitted: Fitted | None = None) -> None:
+        """``fitted``: models to forecast with instead of the mixture with the network that ships."""
         self.options = options or AnalyzerOptions()
         k = self.options.backlog
-        self._network = network or shipped_network()
+        fitted = fitted or Fitted(network=shipped_network())
         self.estimator = Estimator(
             host, EstimateOptions(probe=k.probe, revert=k.revert, usual_gain=k.usual_gain, most_ticks=k.most_ticks)
         )
         size = int(np.prod(host.shape, dtype=np.int64))
-        self.history, self.mixture = History(size), Mixture(size, self._network, per_host=len(host) * R)
+        order = np.argsort(host.vms.rank)
+        hosts = size // (len(host) * R) if size else 1
+        self.history = History(size)
+        self.model: SeriesModel = fitted.of_host(tuple(host.vms.uuid[i] for i in order) * hosts)
         self.quality = ForecastQuality(size)
         self._ways: FloatArray = at_reservation(host)[..., CACHE].copy()
         self._tick_ns = 0.0
@@ -89,6 +92,19 @@ class Analyzer:
         """(..., N, R) whose forecast has gone bad: the last value plus a margin stands in for it."""
         return self.quality.bad[self._back].reshape(self._shape)
 
+    @property
+    def scores(self) -> dict[str, FloatArray]:
+        """How good the forecasts 50 ms ahead were lately, (..., N, R) each (:mod:`~.forecast.quality`).
+
+        ``mase``, ``pinball`` of the 0.9 quantile in units, ``coverage`` of it as a share; NaN where none was judged.
+        """
+        q = self.quality
+        found = {"mase": q.mase, "pinball": q.pinball[1], "coverage": q.coverage[1]}
+        return {
+            name: np.where(q.judged > 0, x, np.nan)[self._back].reshape(self._shape).astype(np.float64)
+            for name, x in found.items()
+        }
+
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`~.forecast.base.Forecaster`."""
         k, e, h = self.options.backlog, self.estimator, self.history
@@ -99,8 +115,8 @@ class Analyzer:
         censored = limited & (e.backlog <= 0.0)
         at = self._series
         h.push(e.demand.ravel()[at], e.backlog.ravel()[at], censored.ravel()[at], gap=self._late(reading.dt_ns))
-        self.mixture.step(h, self._quantiles)
-        self.quality.update(h, self.mixture.truth[1], self._quantiles)
+        self.model.step(h, self._quantiles)
+        self.quality.update(h, h.five, self._quantiles)
         landing = self._quantiles[0]
         into.mean[:] = landing[0][self._back].reshape(self._shape)
         into.upper[:] = landing[1][self._back].reshape(self._shape)
@@ -141,7 +157,7 @@ class Analyzer:
         stood[former >= 0] = was[former[former >= 0]]
         self.history = self.history.rebind(stood, host.batch)
         size = self.history.size
-        self.mixture = self.mixture.rebind(stood, host.batch, size)
+        self.model = self.model.rebind(stood, host.batch, size)
         self.quality = self.quality.rebind(stood, host.batch, size)
         self._ways = carry(self._ways, rows, at_reservation(host)[..., CACHE].copy(), axis=-1)
         self._bind(host)

@@ -99,6 +99,11 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
     "forecast": _parts("forecast", "water-filling on an EWMA forecast"),
     "backlog": _parts("backlog", "water-filling of demand and of the backlog to be cleared in time"),
     "triage": _parts("triage", "serves whole whom it helps most where not everybody can be, water-fills the rest"),
+    "triage-usage": (
+        _parts("forecast", "")[0],
+        lambda: Triage(tuned_knobs("triage")),
+        "triage fed by an EWMA of usage: what estimating demand and backlog is held against",
+    ),
     "triage-mixture": (
         _foreseen,
         lambda: Triage(tuned_knobs("triage")),

@@ -8,11 +8,14 @@ that there can be. So are learned policies: a bundle holds numbers, no code. Wha
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Literal
 
 from foreshare.policies.allocators import Allocator, Request
+from foreshare.policies.analyzer import Analyzer
 from foreshare.policies.decide import DecideOptions, Mind
 from foreshare.policies.errors import InputError
+from foreshare.policies.forecast.fitted import load_fitted
 from foreshare.policies.host import Host, IntArray
 from foreshare.policies.learned.bundle import Bundle, read_bundle
 from foreshare.policies.learned.champion import shipped
@@ -66,16 +69,31 @@ def open_bundle(policy: str, keys: Keys | None = None) -> Bundle:
 
 
 def open_mind(
-    policy: str, host: Host, options: DecideOptions, where: Where = "auto", *, virtual_time: bool = False
-) -> Mind:
+    policy: str, host: Host, options: DecideOptions, where: Where = "auto", *, virtual_time: bool = False,
+    forecast: str = "",
+) -> Mind:  # fmt: skip
     """Return a mind that decides by ``policy``; where it has a process, that is running and ready.
 
-    Raises InputError for a policy that does not exist or cannot be loaded.
+    ``forecast``: folder of what ``foreshare forecast fit`` wrote, to forecast with; empty: what ships.
+    Raises InputError for a policy or a folder that does not exist or cannot be loaded.
     """
+    fitted = load_fitted(Path(forecast)) if forecast else None
+    mind = _open_mind(policy, host, options, where, virtual_time)
+    if fitted is not None:
+        if not isinstance(mind.forecaster, Analyzer):
+            mind.close()
+            raise InputError(f"policy {policy} does not forecast with fitted models; triage-mixture does")
+        mind.forecaster = Analyzer(host, mind.forecaster.options, fitted)
+    return mind
+
+
+def _open_mind(policy: str, host: Host, options: DecideOptions, where: Where, virtual_time: bool) -> Mind:
     if policy not in POLICIES and is_learned(policy):
         if where == "process":
             raise InputError(f"policy {policy} sees what only the loop knows: it cannot live in a process of its own")
-        return learned_mind(open_bundle(policy).network, make_mind(LEARNED_BASE, host, options), options, policy)
+        mind = learned_mind(open_bundle(policy).network, make_mind(LEARNED_BASE, host, options), options, policy)
+        mind.assess_against(make_mind(LEARNED_BASE, host, options).policy)
+        return mind
     check_policy(policy)
     plug_in = is_plug_in(policy)
     if where == "inline" or (where == "auto" and not plug_in):

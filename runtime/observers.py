@@ -71,6 +71,7 @@ class LogObserver:
         s["demand"][at] = self.truth() if self.truth else tick.reading.demand_low
         s["usage"][at] = tick.reading.usage
         s["allocation"][at] = tick.held.units
+        s["request"][at], s["request_high"][at] = tick.decision.forecast.mean, tick.decision.forecast.upper
         s["cpu_owner"][at] = cpu_owner(tick)
         s["stage_us"][at] = tick.stage_ns * 1e-3
         s["by_policy"][at] = tick.decision.by_policy

@@ -23,7 +23,7 @@ class Event:
     """Something that happened to a VM, or to the host.
 
     Kinds: contention, throttled, migrate; gone, returned; write-failed, drift, disobeys, obeys; distrusted, trusted; of
-    the policy fallback, late, benched, asked-again; host-fault.
+    the policy fallback, late, benched, asked-again; of the forecast forecast-bad, forecast-good; host-fault.
     """
 
     t_ns: int
@@ -46,6 +46,8 @@ class RunLog:
     series: dict[str, npt.NDArray[Any]]
     """By name, one row for each logged tick: ``t_ns`` (T,) since the start; ``demand`` (T, N, R) true demand on
     simulated hosts, elsewhere what is known to be demanded at least; ``usage`` and ``allocation`` (T, N, R);
+    ``request`` and ``request_high`` (T, N, R) what each VM's analyzer expects it to demand when the decision lands, and
+    what demand stays below nine times out of ten;
     ``cpu_owner`` (T, C) row of the one VM that may run on each managed CPU, NOBODY, or SEVERAL; ``stage_us``
     (T, len(STAGES)); ``by_policy`` (T,) the policy decided, not the fallback; ``contended`` (T, N) the VM asked for
     more than it could be granted."""
@@ -66,7 +68,7 @@ class RunLog:
             "by_policy": np.zeros(t, bool),
             "contended": np.zeros((t, n), bool),
         }
-        for name in ("demand", "usage", "allocation"):
+        for name in ("demand", "usage", "allocation", "request", "request_high"):
             series[name] = np.full((t, n, R), np.nan, np.float32)
         return cls(meta, every, series)
 

@@ -19,6 +19,7 @@ import numpy as np
 from foreshare.envs.hal import Hal, Host
 from foreshare.envs.hal.plan import build_plan
 from foreshare.envs.hal.virtual import VirtualClock
+from foreshare.policies.analyzer import Analyzer
 from foreshare.policies.decide import UNHURRIED, DecideOptions, Mind, decide_tick
 from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.host import FloatArray, Placement
@@ -26,6 +27,7 @@ from foreshare.policies.reading import Reading
 
 from .asking import Where, open_mind
 from .config import Config
+from .forecast_watch import ForecastWatch
 from .journal import StateDir
 from .loop import ControlLoop, LoopOptions, Observer
 from .observers import LogObserver, MigrationHook, describe_run
@@ -128,6 +130,8 @@ class Session:
     options: LoopOptions | None = None
     policy_in: Where = "auto"
     """Where the policy runs: called by the loop, or in a process of its own."""
+    forecast: str = ""
+    """Folder of fitted forecasters; empty: those that ship."""
     state_dir: str = ""
     """Where lease and journal live; only real hosts need them."""
     watchers: Callable[[dict[str, Any], ControlLoop], Sequence[Observer]] | None = None
@@ -149,7 +153,7 @@ class Session:
         host = Host(hal.topology, hal.vms)
         virtual = isinstance(hal.clock, VirtualClock)
         decide = decide_options(hal, self.choice.tick_ms)
-        mind = open_mind(self.policy, host, decide, self.policy_in, virtual_time=virtual)
+        mind = open_mind(self.policy, host, decide, self.policy_in, virtual_time=virtual, forecast=self.forecast)
         try:
             return self._run_mind(hal, host, mind, state)
         finally:
@@ -171,6 +175,10 @@ class Session:
         loop.observers.extend(hooks)
         if self.watchers:
             loop.observers.extend(self.watchers(facts, loop))
+        watch = None
+        if isinstance(mind.forecaster, Analyzer):
+            watch = ForecastWatch(mind.forecaster, host.vms.name, tuple(loop.observers))
+            loop.observers.append(watch)
         notes = _claim(hal, state)
         try:
             self._loop(hal, loop)
@@ -182,6 +190,8 @@ class Session:
             if state is not None:
                 state.clear()
         log.summary = summarise(hal, loop, self.policy)
+        if watch is not None:
+            log.summary["forecasts"] = watch.summary()
         return Outcome(log.trimmed(), restored=True, notes=notes)
 
     def _loop(self, hal: Hal, loop: ControlLoop) -> None:

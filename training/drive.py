@@ -54,8 +54,11 @@ def open_world(
         return SimulatedWorld(scenario, mind, hosts=len(seeds), seed=seeds, tick_ms=TICK_MS)
     (seed,) = seeds
     if policy.startswith(ORACLE_PREFIX):
-        from .oracles import oracle_mind, world_of
+        from .oracles import INFORMED, informed_mind, oracle_mind, world_of
 
+        if policy == INFORMED:
+            hal = SimulatedHal(scenario, seed, tick_ms=TICK_MS)
+            return HalWorld(hal, lambda host: informed_mind(hal, host, seed), hal.simulator.tick_ns)
         hal = SimulatedHal(world_of(policy, scenario), seed, tick_ms=TICK_MS)
         return HalWorld(hal, lambda host: oracle_mind(policy, hal, host, seed), hal.simulator.tick_ns)
     hal = SimulatedHal(scenario, seed, tick_ms=TICK_MS)

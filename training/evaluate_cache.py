@@ -57,9 +57,9 @@ def policy_names(wanted: str) -> tuple[str, ...]:
     """Return the policies that can be evaluated; the oracles only if ``wanted`` begins as theirs do."""
     if not wanted.startswith(ORACLE_PREFIX):
         return tuple(POLICIES)
-    from .oracles import ORACLES
+    from .oracles import INFORMED, ORACLES
 
-    return (*POLICIES, *ORACLES)
+    return (*POLICIES, *ORACLES, INFORMED)
 
 
 def policy_identity(name: str) -> str:

@@ -320,11 +320,15 @@ static PyObject *py_note_over(PyObject *self, PyObject *const *args, Py_ssize_t 
     return finish(&c, none());
 }
 
+PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count); /* forecast_module.c */
+PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count);
+
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
                                 METHOD(estimate),   METHOD(follow),        METHOD(room_left), METHOD(place),
                                 METHOD(place_ways), METHOD(check),         METHOD(request),   METHOD(stand_back),
-                                METHOD(note_over),  METHOD(network),       {NULL, NULL, 0, NULL}};
+                                METHOD(note_over),  METHOD(network),       METHOD(push),
+                                METHOD(mix),        {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

@@ -3,7 +3,8 @@
 Amounts are divided by the scale of their series and their square root is taken, so that one network serves series of
 any size and a burst does not drown the rest. In order: LAGS newest ticks, oldest first; means over growing windows;
 root mean squares; what waits; the newest tick and the mean of five as they are, without a root; a one; how old the
-value is; which resource it is. Layout (F, S): a feature a row, which is what the first matrix product wants.
+value is; which resource it is; the climate (:mod:`~.climate`) and the scale itself. Layout (F, S): a feature a row,
+which is what the first matrix product wants.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from foreshare.policies.host import R
 
+from .climate import MEAN, PEAK, QUANTILES, RHYTHM, rhythm
 from .history import WINDOW, Float32Array, History
 
 LAGS = 20
@@ -26,7 +28,13 @@ _PLAIN = slice(_ROOTS, _ROOTS + 2)
 _ONE = _PLAIN.stop
 _AGE = _ONE + 1
 _KIND = _AGE + 1
-F = _KIND + R
+_CLIMATE = slice(_KIND + R, _KIND + R + 7)
+"""Roots of the long-run mean, the mean over minutes, the largest, and four quantiles."""
+_RHYTHM = slice(_CLIMATE.stop, _CLIMATE.stop + RHYTHM)
+_SCALE = _RHYTHM.stop
+REACH = _CLIMATE.start + 2
+"""The root of the largest mean of five ticks in multiples of the scale: how far a burst may reach."""
+F = _SCALE + 1
 """Number of features."""
 ONE = _ONE
 """The feature that is always 1."""
@@ -34,7 +42,7 @@ SUMMARY = slice(LAGS - 4, _ONE + 1)
 """Those that an online regression of each series can do with: the four newest ticks, means, what waits, a one."""
 P = SUMMARY.stop - SUMMARY.start
 MOST_ROOT = 8.0
-_FIFTH = np.float32(1.0 / 5.0)
+MOST_CLIMATE = 20.0
 _PER = np.array([1.0 / n for n in (*(b - a for a, b in _MEANS), *_SPREADS, *(b - a for a, b in _WAITS))])[:, None]
 
 
@@ -45,7 +53,7 @@ class FeatureMaker:
         self.out: Float32Array = np.zeros((F, size), np.float32)
         """(F, S), overwritten each tick."""
         self.out[_ONE] = 1.0
-        self.out[_KIND:] = np.tile(np.eye(R, dtype=np.float32), size // R)
+        self.out[_KIND : _KIND + R] = np.tile(np.eye(R, dtype=np.float32), size // R)
         self._per_scale = np.ones(size, np.float32)
         self._means = np.zeros((_BLOCKS, size))
         self._nothing, self._per = np.zeros((_BLOCKS, size)), np.broadcast_to(_PER, (_BLOCKS, size)).copy()
@@ -78,11 +86,19 @@ class FeatureMaker:
         np.sqrt(roots, out=roots)
         np.minimum(roots, self._most, out=roots)
         plain = out[_PLAIN]
-        plain[0] = history.newest
-        np.add.reduce(history.demand(5), axis=0, out=plain[1])
-        plain[1] *= _FIFTH
+        plain[0], plain[1] = history.newest, history.five
         plain *= self._per_scale
         np.minimum(plain, self._most_plain, out=plain)
+        climate = out[_CLIMATE]
+        climate[0] = history.slow
+        climate[1], climate[2] = history.climate[MEAN], history.climate[PEAK]
+        climate[3:] = history.climate[QUANTILES]
+        climate *= self._per_scale
+        np.sqrt(climate, out=climate)
+        rhythm(history.climate, self._per_scale, out[_RHYTHM])
+        np.sqrt(history.scale, out=out[_SCALE])
+        np.sqrt(out[_SCALE], out=out[_SCALE])
+        np.minimum(out[_CLIMATE.start :], np.float32(MOST_CLIMATE), out=out[_CLIMATE.start :])
         if self._aged or not history.whole:
             np.multiply(history.age, 1.0 / 16.0, out=out[_AGE])
             np.minimum(out[_AGE], 1.0, out=out[_AGE])

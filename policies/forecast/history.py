@@ -15,7 +15,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from foreshare.policies import kernel
 from foreshare.policies.host import BoolArray, FloatArray, IntArray, R
+
+from .climate import follow_climate, fresh_climate
 
 Float32Array = npt.NDArray[np.float32]
 LEVELS = (0.5, 0.9, 0.99)
@@ -72,12 +75,17 @@ class History:
         """(S,) ticks since the latest censored value; 0 if it is the newest."""
         self._now: FloatArray = np.zeros((3, size))
         self._step: FloatArray = np.zeros(size)
+        self._packed: tuple[object, ...] | None = None
         self.whole = False
         """Nothing is missing and nobody is new."""
         self.slow: FloatArray = np.zeros(size)
         """(S,) long-run mean."""
         self.scale: Float32Array = np.full(size, FLOOR, np.float32)
         """(S,) what values are divided by: half the mean of 20 ticks, half the long-run one, at least FLOOR."""
+        self.climate: Float32Array = fresh_climate(size)
+        """(climate.ROWS, S)."""
+        self.five: Float32Array = np.zeros(size, np.float32)
+        """(S,) the mean of the newest five ticks."""
 
     def push(
         self,
@@ -95,6 +103,14 @@ class History:
         before = self.newest_row
         self.newest_row = at = (before + 1) % WINDOW
         self.count += 1
+        if self.count % _REBASE == 0:  # running sums lose digits as they grow
+            self.running -= self.running[:, before + 1 : before + 2].copy()
+        if kernel.compiled is not None:
+            self.whole = kernel.compiled.push(
+                self.arrays(), at, before, gap, self.whole, np.ascontiguousarray(demand, np.float64),
+                np.ascontiguousarray(waiting, np.float64), np.ascontiguousarray(censored),
+            )  # fmt: skip
+            return
         now = self._now
         if self.whole and demand.min() >= 0.0 and demand.max() <= MOST:  # not where one is NaN
             now[0] = demand
@@ -115,8 +131,6 @@ class History:
             np.copyto(self.loose, 0, where=censored)
         np.multiply(now[0], now[0], out=now[1])
         sums = self.running
-        if self.count % _REBASE == 0:  # running sums lose digits as they grow
-            sums -= sums[:, before + 1 : before + 2].copy()
         np.add(sums[:, before], now, out=sums[:, at])
         sums[:, at + WINDOW] = sums[:, at]
         self._y[at] = self._y[at + WINDOW] = now[0]
@@ -127,6 +141,18 @@ class History:
             if fresh.any():
                 self._begin(fresh)
         self._level(known)
+
+    def arrays(self) -> tuple[object, ...]:
+        """Return what compiled/forecast_module.c takes a history to be."""
+        if self._packed is None:
+            self._packed = self._pack()
+        return self._packed
+
+    def _pack(self) -> tuple[object, ...]:
+        return (
+            self._y, self._w, self.running, self.seen, self.clean, self.loose, self.age, self.scale, self.five,
+            self.slow, self.climate, self.size,
+        )  # fmt: skip
 
     def _holes(self, demand: FloatArray | Float32Array, before: int) -> BoolArray:
         """Take in demand (S,) with values missing, or of series that are new; return which are known."""
@@ -167,6 +193,9 @@ class History:
         step *= 0.5
         np.maximum(step, FLOOR, out=step)
         self.scale[:] = step
+        np.add.reduce(self.demand(WIDTH), axis=0, out=self.five)
+        self.five *= np.float32(1.0 / WIDTH)
+        follow_climate(self.climate, self.newest, self.five, self.slow.astype(np.float32), known)
 
     @property
     def newest(self) -> Float32Array:
@@ -198,9 +227,7 @@ class History:
     def truth(self, out: Float32Array) -> None:
         """Fill ``out`` (K, S) with what each horizon's forecast that ends now was about."""
         out[0] = self.newest
-        np.add.reduce(self.demand(WIDTH), axis=0, out=out[1])
-        out[1] *= 1.0 / WIDTH
-        out[2] = out[1]
+        out[1] = out[2] = self.five
 
     def judged(self, horizon: Horizon) -> BoolArray:
         """Return (S,) whether the forecast that ends now can be judged: nothing was missing since it was made."""
@@ -214,7 +241,7 @@ class History:
         """Return the history of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
         fresh = History(int(np.prod(batch, dtype=np.int64)) * len(rows) * R)
         fresh.count, fresh.newest_row = self.count, self.newest_row
-        for name in ("_y", "_w", "running", "seen", "age", "clean", "loose", "slow", "scale"):
+        for name in ("_y", "_w", "running", "seen", "age", "clean", "loose", "slow", "scale", "climate", "five"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         return fresh
 

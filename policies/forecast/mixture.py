@@ -25,13 +25,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foreshare.policies.host import IntArray, R
+from foreshare.policies import kernel
+from foreshare.policies.host import IntArray
 
-from .climate import Climate
+from .climate import AT_LEVELS
 from .features import FeatureMaker
 from .history import FLOOR, HORIZONS, LEVELS, WINDOW, Float32Array, History, K, Q, carry_series
 from .network import QuantileNetwork
-from .regression import QuantileRegression
+from .regression import RATE, QuantileRegression
 
 POINTS = ("recent", "last")
 STEP_DEVIATIONS = 4.0
@@ -40,6 +41,8 @@ STEP_SHARE = 0.1
 _STEP = (3, 203)
 _PER_STEP = 1.0 / (_STEP[1] - _STEP[0])
 MOST_FACTOR = 5.0
+MOST_MEMBERS, MOST_COMPILED = 5, 128
+"""Of compiled/forecast.h: members, and units in a hidden layer of a network that it runs."""
 _LEVEL = np.array(LEVELS, np.float32)[:, None]
 _TINY = np.float32(1e-6)
 _ONE = np.float32(1.0)
@@ -67,14 +70,10 @@ class MixtureOptions:
 class Mixture:
     """A :class:`~.models.SeriesModel`. Arrays are (members, K, Q, S)."""
 
-    def __init__(
-        self, size: int, network: QuantileNetwork | None, options: MixtureOptions | None = None, *, per_host: int = 0
-    ) -> None:
-        """``per_host``: N * R, the series of one host, where there are several; 0: all are of one."""
+    def __init__(self, size: int, network: QuantileNetwork | None, options: MixtureOptions | None = None) -> None:
         self.options = o = options or MixtureOptions()
         self._size, self._network = size, network
         self._features, self._regression = FeatureMaker(size), QuantileRegression(size)
-        self._climate = Climate(size, per_host or size)
         self.members = (*POINTS, "climate", "regression", *(("network",) if network is not None else ()))
         m, points = len(self.members), len(POINTS)
         prior = np.full(m, (1.0 - o.points) / (m - points), np.float32)
@@ -92,10 +91,10 @@ class Mixture:
         self._loss: Float32Array = np.zeros((K, Q, size), np.float32)
         self._point: Float32Array = np.zeros((points, size), np.float32)
         self._each: Float32Array = np.zeros((m, K, Q, size), np.float32)
-        self.truth: Float32Array = np.zeros((K, size), np.float32)
-        """(K, S) what each horizon's forecast that ends now was about."""
+        self._truth: Float32Array = np.zeros((K, size), np.float32)
         self._past = [np.zeros((h.ahead // K + 2, m + 1, Q, size), np.float32) for h in HORIZONS]  # last: the mixture
         self._count = 0
+        self._packed: tuple[object, ...] | None = None
         self._eta = np.array(o.eta, np.float32)[:, None]
         self._offset_rate, self._factor_rate = (
             np.array(rate, np.float32)[:, None] for rate in (o.offset_rate, o.factor_rate)
@@ -104,11 +103,19 @@ class Mixture:
         self._below, self._over = np.zeros((m + 1, Q, size), bool), np.zeros((points, Q, size), bool)
         self._miss, self._slope, self._cost = (np.zeros((m + 1, Q, size), np.float32) for _ in range(3))
         self._move = np.zeros((points, Q, size), np.float32)
+        self._fits = network is None or max(len(w) for w in network.layers[:2]) <= MOST_COMPILED
+        self._constants = np.zeros(11 + len(RATE) + MOST_MEMBERS, np.float32)
+        self._constants[: 11 + len(RATE)] = (*o.eta, o.share, *o.offset_rate, *o.factor_rate, o.error_gain, *RATE)
+        self._constants[11 + len(RATE) :][:m] = prior
+        """mixture_options_t of compiled/forecast.h."""
 
     def step(self, history: History, out: Float32Array) -> None:
         """Learn from the newest tick and fill ``out`` (K, Q, S) with units."""
         self._count += 1
-        history.truth(self.truth)
+        if kernel.compiled is not None and self._fits:
+            kernel.compiled.mix(history.arrays(), history.newest_row, self._arrays(), self._count, self._constants, out)
+            return
+        history.truth(self._truth)
         self._learn(history, self._count % K)
         if self._count % 2:
             self._notice_steps(history)
@@ -117,14 +124,24 @@ class Mixture:
         self._correct(out)
         self._keep(out)
 
+    def _arrays(self) -> tuple[object, ...]:
+        """Return what compiled/forecast_module.c takes a mixture to be."""
+        if self._packed is None:
+            layers = self._network.layers if self._network is not None else (None, None, None)
+            r = self._regression
+            self._packed = (
+                self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.theta, r.x, *layers,
+                len(self.members),
+            )  # fmt: skip
+        return self._packed
+
     def _predict(self, history: History) -> None:
         point, each, points = self._point, self._each, len(POINTS)
-        point[0], point[1] = self.truth[1], history.newest
+        point[0], point[1] = self._truth[1], history.newest
         np.add(point[:, None, None], self._offset, out=each[:points])
         np.maximum(each[:points], self._nothing, out=each[:points])
         features = self._features.make(history)
-        self._climate.update(self.truth[1], history.clean > HORIZONS[1].width, self._count)
-        each[points] = self._climate.quantiles
+        each[points] = history.climate[AT_LEVELS]
         self._regression.predict(features, history.scale, self._count, each[points + 1])
         if self._network is not None:
             self._network.predict(features, history, each[points + 2])
@@ -156,6 +173,7 @@ class Mixture:
         np.maximum(out, self._nothing[0], out=out)
         out *= self.factor  # 1 for the median
         out[:, 1:] += median
+        out *= out >= np.float32(FLOOR)  # next to nothing is nothing: an idle VM's quantiles are tied with its zeros
         for q in range(2, Q):
             np.maximum(out[:, q], out[:, q - 1], out=out[:, q])
 
@@ -173,7 +191,7 @@ class Mixture:
         if self._count <= horizon.ahead + K:
             return
         past = self._past[k][self._count // K % len(self._past[k])]
-        miss, slope, cost, truth = self._miss, self._slope, self._cost, self.truth[k]
+        miss, slope, cost, truth = self._miss, self._slope, self._cost, self._truth[k]
         np.subtract(truth, past, out=miss)
         np.less_equal(miss, 0.0, out=self._below)
         np.subtract(_LEVEL, self._below, out=slope)  # the level where exceeded, else the level less 1
@@ -230,12 +248,11 @@ class Mixture:
 
     def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> Mixture:
         """Return the mixture of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
-        fresh = Mixture(size, self._network, self.options, per_host=len(rows) * R)
+        fresh = Mixture(size, self._network, self.options)
         fresh._count = self._count
         for name in ("weights", "_offset", "factor", "error", "_loss"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         pairs = zip(self._past, fresh._past, strict=True)
         fresh._past = [carry_series(old, rows, new, batch) for old, new in pairs]
-        fresh._climate = self._climate.rebind(rows, batch, size)
         fresh._regression = self._regression.rebind(rows, batch, size)
         return fresh

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from foreshare.policies.host import IntArray
+
 from .history import Float32Array, History
 
 
@@ -12,6 +14,10 @@ class SeriesModel(Protocol):
 
     def step(self, history: History, out: Float32Array) -> None:
         """Fill ``out`` (K, Q, S), units, at least 0, rising with the level. Called once after every push."""
+        ...
+
+    def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> SeriesModel:
+        """Return the model of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
         ...
 
 

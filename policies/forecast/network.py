@@ -1,7 +1,8 @@
 """A small network that answers quantiles, run in numpy: two hidden layers over :mod:`~.features`.
 
 ``h1 = relu(W1 x + b1)``, ``h2 = relu(W2 h1 + b2)``, ``z = W3 h2 + b3``; the quantiles of a horizon are running sums of
-``squareplus(z) = (z + sqrt(z^2 + 4)) / 2`` times the scale of the series, so that they are above 0 and never cross.
+``squareplus(z) = (z + sqrt(z^2 + 4)) / 2`` times the scale of the series, so that they are above 0 and never cross; the
+last step is wider by how far bursts of the series reach.
 Fitted by training/forecast with the pinball loss (Koenker and Bassett 1978, Econometrica 46(1)).
 """
 
@@ -13,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
+from foreshare.policies.host import IntArray
 
-from .features import ONE, F, FeatureMaker
+from .features import ONE, REACH, F, FeatureMaker
 from .history import Float32Array, History, K, Q
 
 ONE_CORE = 1 << 18
@@ -51,7 +53,13 @@ class QuantileNetwork:
         multiply(w2, one, two[:-1])
         np.maximum(two[:-1], self._nothing[: len(w2)], out=two[:-1])
         multiply(w3, two, last[:-1])
-        quantiles_of(last[:-1], history.scale, out)
+        quantiles_of(last[:-1], history.scale, out, np.maximum(features[REACH], np.float32(1.0)))
+
+    @property
+    def layers(self) -> tuple[Float32Array, Float32Array, Float32Array]:
+        """The weights as they are multiplied with, biases within."""
+        first, second, last = self._layers
+        return first, second, last
 
 
 def multiply(w: Float32Array, x: Float32Array, out: Float32Array) -> None:
@@ -66,8 +74,11 @@ def multiply(w: Float32Array, x: Float32Array, out: Float32Array) -> None:
         np.matmul(w, x[:, piece], out=out[:, piece])
 
 
-def quantiles_of(z: Float32Array, scale: Float32Array, out: Float32Array) -> None:
-    """Fill ``out`` (K, Q, S) with the quantiles that the outputs ``z`` (K * Q, S) stand for. Overwrites ``z``."""
+def quantiles_of(z: Float32Array, scale: Float32Array, out: Float32Array, reach: Float32Array | None = None) -> None:
+    """Fill ``out`` (K, Q, S) with the quantiles that the outputs ``z`` (K * Q, S) stand for. Overwrites ``z``.
+
+    ``reach`` (S,): what the last step is multiplied by.
+    """
     flat = out.reshape(z.shape)
     np.multiply(z, z, out=flat)
     flat += np.float32(4.0)
@@ -75,6 +86,8 @@ def quantiles_of(z: Float32Array, scale: Float32Array, out: Float32Array) -> Non
     flat += z
     np.multiply(scale, np.float32(0.5), out=z[0])
     flat *= z[0]
+    if reach is not None:
+        out[:, Q - 1] *= reach
     for q in range(1, Q):
         out[:, q] += out[:, q - 1]
 
@@ -95,3 +108,7 @@ class NetworkModel:
     def step(self, history: History, out: Float32Array) -> None:
         """Fill ``out`` (K, Q, S)."""
         self._network.predict(self._features.make(history), history, out)
+
+    def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> NetworkModel:
+        """Return the model of another set of VMs: it keeps nothing of any."""
+        return NetworkModel(self._network, size)

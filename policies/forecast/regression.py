@@ -25,15 +25,15 @@ class QuantileRegression:
     def __init__(self, size: int) -> None:
         self.theta: Float32Array = np.zeros((K, Q, P, size), np.float32)
         self.theta[:, :, P - 2] = 1.0  # of the mean of five ticks: something to start from
-        self._x: Float32Array = np.zeros((_SLOTS, P, size), np.float32)
-        self._x[:, -1] = 1.0  # as in every tick
+        self.x: Float32Array = np.zeros((_SLOTS, P, size), np.float32)
+        self.x[:, -1] = 1.0  # as in every tick
         self._nothing = np.zeros((K, Q, size), np.float32)
         self._move = np.zeros((Q, P, size), np.float32)
         self._rate = np.array(RATE, np.float32)[:, None]
 
     def predict(self, features: Float32Array, scale: Float32Array, tick: int, out: Float32Array) -> None:
         """Fill ``out`` (K, Q, S) with units, at least 0; they may cross. Keeps the features for ``learn``."""
-        x = self._x[tick % _SLOTS]
+        x = self.x[tick % _SLOTS]
         x[:] = features[SUMMARY]
         np.einsum("kqps,ps->kqs", self.theta, x, out=out)
         np.maximum(out, self._nothing, out=out)
@@ -45,7 +45,7 @@ class QuantileRegression:
         ``slope`` (Q, S): the level where the truth exceeded what this model had said, the level less 1 where it did
         not, 0 where neither is known. Overwritten.
         """
-        x = self._x[(tick - HORIZONS[k].ahead) % _SLOTS]
+        x = self.x[(tick - HORIZONS[k].ahead) % _SLOTS]
         slope *= self._rate
         slope /= np.einsum("ps,ps->s", x, x)  # at least 1: the last feature is
         np.multiply(slope[:, None], x, out=self._move)
@@ -54,6 +54,6 @@ class QuantileRegression:
     def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> QuantileRegression:
         """Return the models of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
         fresh = QuantileRegression(size)
-        for name in ("theta", "_x"):
+        for name in ("theta", "x"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         return fresh

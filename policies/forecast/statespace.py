@@ -14,15 +14,16 @@ and a tick without change of the covariance.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
-from foreshare.policies.host import FloatArray
+from foreshare.policies.host import FloatArray, IntArray
 
-from .history import HORIZONS, Float32Array, History, K
+from .history import HORIZONS, Float32Array, History, K, carry_series
 
 SETTLED = 1e-12
 """Relative change of a covariance below which it counts as constant."""
@@ -105,6 +106,30 @@ class LinearStateSpace:
         """See :class:`~.models.PointModel`."""
         self.update(np.where(history.age > 0.0, np.nan, history.newest.astype(np.float64)))
         self.forecast(out)
+
+    def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> LinearStateSpace:
+        """Return the models of another set of VMs; ``rows`` (N,) is each one's former row; new ones: the last value."""
+        depth = self.state.shape[1]
+        fresh = copy.copy(self)
+        first = np.zeros((size, depth))
+        first[:, 0] = 1.0
+        unit = np.zeros((size, depth, depth))
+        unit[:, 0, 0] = 1.0
+
+        def carry(old: FloatArray, new: FloatArray) -> FloatArray:
+            old, new = np.moveaxis(old, 0, -1), np.moveaxis(new, 0, -1)
+            return np.ascontiguousarray(np.moveaxis(carry_series(old, rows, new, batch), -1, 0))
+
+        fresh._t, fresh._z = carry(self._t, unit), carry(self._z, first)
+        fresh.state, fresh._gain = carry(self.state, np.zeros((size, depth))), carry(self._gain, first)
+        fresh._offset, fresh._slope = carry(self._offset, np.zeros(size)), carry(self._slope, np.zeros(size))
+        if self._covariance is not None:
+            fresh._covariance = carry(self._covariance, unit)
+        if self._noise is not None:
+            fresh._noise = carry(self._noise, unit)
+        rows_of = np.broadcast_to(first[None], (K, size, depth)).copy()
+        fresh._rows = np.stack([carry(old, new) for old, new in zip(self._rows, rows_of, strict=True)])
+        return fresh
 
 
 def exponential_smoothing(

@@ -50,6 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy-in", choices=WHERE,
         help="where it runs: inline, or in a process of its own; auto (default): plug-ins (package.module:callable) do",
     )  # fmt: skip
+    parser.add_argument(
+        "--forecast",
+        metavar="DIR",
+        help="what forecast fit wrote, for triage-mixture to use (default: what ships)",
+    )
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="simulated: seed")
     parser.add_argument(
         "--baseline", metavar="NAME", help="simulated: policy to compare with on the same demand, or none"
@@ -79,6 +84,7 @@ def execute(args: argparse.Namespace) -> int:
     ticks = args.ticks or ticks_for(args.seconds or DEFAULT_SECONDS, choice.tick_ms)
     session = Session(
         choice=choice, policy=policy, policy_in=policy_in, ticks=ticks,
+        forecast=args.forecast or (config.policy.forecast if config else ""),
         state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()),
     )  # fmt: skip
     outcome = _shown(session, args, ticks * choice.tick_ms * 1e-3)
@@ -139,7 +145,8 @@ def _baseline(session: Session, policy: str, ticks: int) -> RunLog | None:
     if not ticks:
         return None
     with stop_on_signals() as stop:
-        log = replace(session, policy=policy, policy_in="auto", ticks=ticks, stop=stop, watchers=None).run().log
+        other = replace(session, policy=policy, policy_in="auto", forecast="", ticks=ticks, stop=stop, watchers=None)
+        log = other.run().log
         return None if stop() else log
 
 

@@ -259,6 +259,8 @@ class PolicyConfig:
     """The policy that turns demand into allocations: triage, forecast...; or your own, package.module:callable."""
     run_in: RunIn = field(default="auto", metadata=_key(choice(("auto", "inline", "process")), '"auto"'))
     """Where it runs: inline, or in a process, where it cannot hold up a tick; auto: a process for your own."""
+    forecast: str = field(default="", metadata=_key(absolute_path(), '"/var/lib/foreshare/weights"'))
+    """Folder of what foreshare forecast fit wrote, for triage-mixture to forecast with; without it, what ships."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,6 +19,7 @@ from foreshare.runtime.runlog import RunLog
 
 from . import figures, sections
 from .page import esc, page, section
+from .requests import requests
 from .run import Run, vm_colours
 
 
@@ -41,6 +42,7 @@ def render(log: RunLog, baseline: RunLog | None = None) -> str:
             section("numbers", "Numbers", sections.numbers(run, base)),
             section("host", "The host", sections.host(run, base)),
             section("vms", "Each VM", sections.vms(run, base, colours)),
+            section("requests", "Requests", requests(run)),
             section("cores", "Core map", sections.cores(run, colours)),
             section("ticks", "Tick time", sections.ticks(run, base)),
             section("events", "Events", sections.events(run)),

@@ -348,6 +348,7 @@ def events(run: Run) -> str:
         " tick before did. <b>benched</b>: after several faults it is not asked for a while. <b>disobeys</b>: writes to"
         " a VM failed or had no effect, <b>distrusted</b>: its telemetry is missing or cannot be true; either has its"
         " reservation until that is over. <b>drift</b>: its controls held something else than was written."
+        " <b>forecast-bad</b>: a VM's forecast is worse than its last value, which stands in for it."
         " <b>host-fault</b>: a call to the host failed. Higher bars are more events in"
         f" the same moment, each kind on a scale of its own; the number is the total.{full}</p>"
         + figure(figures.events_over_time(run.t_s, lanes, end_s), wide=True)

@@ -57,7 +57,7 @@ def test_any_sequence_of_readings_has_an_answer(ticks: list[tuple[list[float], i
             model.step(histories[name], out)
             answers_well(out)
             if name == "mixture":
-                quality.update(histories[name], model.truth[1], out)  # type: ignore[attr-defined] # the mixture
+                quality.update(histories[name], histories[name].five, out)
                 answers_well(out)
                 assert np.isfinite(quality.mase).all() and np.isfinite(quality.coverage).all()
 

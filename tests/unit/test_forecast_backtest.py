@@ -90,7 +90,13 @@ def test_pinball_and_coverage_follow_their_formulas() -> None:
     np.testing.assert_allclose(loss, [[0.5, 0.1, 0.02], [0.0, 0.0, 0.0]], atol=1e-6)
     np.testing.assert_array_equal(coverage(y, q), [[0, 1, 1], [1, 1, 1]])
     idle = coverage(np.zeros(1, np.float32), np.zeros((1, 3), np.float32))
-    np.testing.assert_allclose(idle, np.array([[0.5, 0.9, 0.99]]) / 0.995, rtol=1e-6)
+    np.testing.assert_allclose(idle, [[0.5, 0.9, 0.99]], rtol=1e-6)
+    seldom = coverage(
+        np.array([0.0] * 8 + [1.0] * 2, np.float32), np.tile(np.array([0.0, 0.0, 2.0], np.float32), (10, 1))
+    )
+    np.testing.assert_allclose(seldom.mean(axis=0), [0.5, 0.8, 1.0], rtol=1e-6)
+    tied = coverage(np.full(1, 3.0, np.float32), np.full((1, 3), 3.0, np.float32))
+    np.testing.assert_allclose(tied, np.array([[0.5, 0.9, 0.99]]) / 0.995, rtol=1e-6)
 
 
 def test_gain_is_paired_over_programs() -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forecasting import random_network
 
 from foreshare.policies.errors import InputError
 from foreshare.policies.forecast.autoregression import Autoregression
-from foreshare.policies.forecast.climate import Climate
+from foreshare.policies.forecast.climate import AT_LEVELS, BETWEEN, SINCE
 from foreshare.policies.forecast.features import F, FeatureMaker
 from foreshare.policies.forecast.history import FLOOR, HORIZONS, WINDOW, History, K, Q
 from foreshare.policies.forecast.lstm import INPUTS, Lstm, LstmModel
@@ -32,12 +33,6 @@ def quiet(size: int) -> np.ndarray:
 def run(history: History, rows: np.ndarray) -> None:
     for row in rows:
         history.push(row, row * 0.25, quiet(history.size))
-
-
-def random_network(seed: int = 0, hidden: int = 12) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    shapes = {"w1": (hidden, F), "b1": hidden, "w2": (hidden, hidden), "b2": hidden, "w3": (K * Q, hidden), "b3": K * Q}
-    return {name: rng.normal(0.0, 0.3, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
 def test_running_means_are_the_means_of_the_ring() -> None:
@@ -203,16 +198,25 @@ def test_an_autoregression_learns_what_is_linear() -> None:
 
 
 def test_the_climate_has_the_quantiles_of_the_past() -> None:
-    rng, climate, known = np.random.default_rng(6), Climate(R, R), np.ones(R, bool)
-    for tick in range(16 * 600):
-        climate.update(rng.exponential(1.0, R).astype(np.float32), known, tick)
-    np.testing.assert_allclose(climate.quantiles[0], np.log(2.0), atol=0.15)
-    np.testing.assert_allclose(climate.quantiles[1], np.log(10.0), atol=0.4)
+    rng, history = np.random.default_rng(6), History(R)
+    rows = rng.exponential(1.0, (9600, R))
+    run(history, rows)
+    five = np.lib.stride_tricks.sliding_window_view(rows, 5, axis=0).mean(axis=-1)
+    for row, level in zip(history.climate[AT_LEVELS], (0.5, 0.9, 0.99), strict=True):
+        np.testing.assert_allclose(row, np.quantile(five, level), rtol=0.15)
+
+
+def test_the_climate_knows_the_rhythm_of_bursts() -> None:
+    history = History(R)
+    for t in range(2000):
+        history.push(np.full(R, 40.0 if t % 97 == 0 else 0.0), np.zeros(R), quiet(R))
+    np.testing.assert_allclose(history.climate[BETWEEN], 97.0, rtol=0.1)
+    np.testing.assert_allclose(history.climate[SINCE], 1999 % 97)
 
 
 def mixture_after(rows: np.ndarray, network: QuantileNetwork | None) -> np.ndarray:
     """Hosts of one VM each, side by side."""
-    history, mixture = History(rows.shape[1]), Mixture(rows.shape[1], network, per_host=R)
+    history, mixture = History(rows.shape[1]), Mixture(rows.shape[1], network)
     out = np.zeros((K, Q, rows.shape[1]), np.float32)
     for row in rows:
         history.push(row, row * 0.1, quiet(len(row)))

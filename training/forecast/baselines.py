@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 
 from foreshare.policies.errors import HostError
+from foreshare.policies.forecast.fitted import last_value_matrices
 from foreshare.policies.forecast.history import HORIZONS, Float32Array, History, K
 from foreshare.policies.forecast.models import PointModel
 from foreshare.policies.forecast.points import Last
@@ -109,10 +110,7 @@ def fit_arima(session: Session, cut: int) -> dict[str, FloatArray]:
     found = [(s, *arima_matrices(y)) for s, y in _windows(session, cut)]
     depth = max((len(z) for _, z, *_ in found), default=1)
     size = session.demand.shape[1]
-    out: dict[str, FloatArray] = {name: np.zeros((size, depth)) for name in ("design", "state")}
-    out |= {name: np.zeros((size, depth, depth)) for name in ("transition", "covariance", "noise")}
-    out |= {name: np.zeros(size) for name in ("offset", "slope")}
-    out["design"][:, 0] = out["transition"][:, 0, 0] = out["noise"][:, 0, 0] = out["covariance"][:, 0, 0] = 1.0
+    out = last_value_matrices(size, depth)
     for s, design, transition, noise, state, covariance, offset, slope in found:
         d = len(design)
         for name, value in (("transition", transition), ("noise", noise), ("covariance", covariance)):

@@ -32,7 +32,7 @@ def torch_network(arrays: Arrays) -> torch.nn.Module:
             self.layers = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return quantiles(self.layers(x))
+            return quantiles(self.layers(x), x)
 
     return Network()
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
-from foreshare.policies.forecast.features import F, FeatureMaker
+from foreshare.policies.forecast.features import REACH, F, FeatureMaker
 from foreshare.policies.forecast.history import LEVELS, Float32Array, K, Q
 from foreshare.policies.forecast.lstm import INPUTS, STRIDE, inputs_of
 from foreshare.policies.host import BoolArray
@@ -114,7 +114,7 @@ def fit_network(
 
     def loss_of(rows: npt.NDArray[np.int64]) -> torch.Tensor:
         i = torch.from_numpy(rows)
-        return _loss(quantiles(net(x[i])), y[i], bound[i], weight[i])
+        return _loss(quantiles(net(x[i]), x[i]), y[i], bound[i], weight[i])
 
     def batches() -> list[npt.NDArray[np.int64]]:
         order = rng.permutation(early)
@@ -189,10 +189,19 @@ def _sequences(session: Session, split: float, without: tuple[str, ...]) -> tupl
     return cut(x), cut(y), cut(ok).astype(np.float32), cut(truth.bound[at]), cut(weight.astype(np.float32)), late
 
 
-def quantiles(z: torch.Tensor) -> torch.Tensor:
-    """Return (..., K, Q) rising quantiles, in multiples of the scale, from outputs (..., K * Q)."""
+def quantiles(z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
+    """Return (..., K, Q) rising quantiles, in multiples of the scale, from outputs (..., K * Q).
+
+    ``x`` (..., F): the features, for a network that is told how far bursts reach.
+    """
+    import torch
+
     z = z.reshape(*z.shape[:-1], K, Q)
-    return ((z + (z * z + 4.0).sqrt()) * 0.5).cumsum(dim=-1)
+    steps = (z + (z * z + 4.0).sqrt()) * 0.5
+    if x is not None:
+        reach = x[..., REACH].clamp(min=1.0)[..., None]
+        steps = torch.cat([steps[..., :-1], steps[..., -1:] * reach[..., None]], dim=-1)
+    return steps.cumsum(dim=-1)
 
 
 def _loss(q: torch.Tensor, y: torch.Tensor, bound: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

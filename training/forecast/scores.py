@@ -46,6 +46,10 @@ def coverage(truth: Float32Array, quantiles: Float32Array) -> FloatArray:
         below = np.where(first == 0, 0.0, (edges[np.maximum(first, 1) - 1] + edges[first]) / 2)
         share = (_LEVEL - below[..., None]) / (above - below)[..., None]
         out = np.where(tied, np.clip(share, 0.0, 1.0), out)
+    for q, level in enumerate(LEVELS):
+        nothing = quantiles[..., q] <= TIE
+        if nothing.any():
+            out[nothing, q] = min(level, float((truth[nothing] <= TIE).mean()))
     return out
 
 

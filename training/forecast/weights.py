@@ -4,66 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foreshare.policies.analyzer import shipped_network
-from foreshare.policies.errors import HostError, InputError
-from foreshare.policies.forecast.lstm import Lstm, LstmModel
-from foreshare.policies.forecast.mixture import Mixture
-from foreshare.policies.forecast.models import SeriesModel
-from foreshare.policies.forecast.network import NetworkModel, QuantileNetwork
+from foreshare.policies.errors import HostError
+from foreshare.policies.forecast.fitted import ARIMA, Fitted, load_fitted, read_arrays
 
 from .baselines import fit_arima
 from .dataset import Session
 from .fit import Arrays, FitOptions, fit_lstm, fit_network
 
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Fitted:
-    """The networks that there are."""
-
-    network: QuantileNetwork | None = None
-    lstm: Lstm | None = None
-
-    def model(self, name: str, size: int) -> SeriesModel:
-        """Return a fresh model of ``size`` series. Raises InputError where its weights are missing."""
-        if name == "mixture":
-            return Mixture(size, self.network)
-        if name == "network" and self.network is not None:
-            return NetworkModel(self.network, size)
-        if name == "lstm" and self.lstm is not None:
-            return LstmModel(self.lstm, size)
-        raise InputError(f"model {name!r} has no weights: fit some with foreshare forecast fit --model {name}")
+__all__ = ["Fitted", "fit_and_write", "load_fitted", "read_arrays", "shipped"]
 
 
 def shipped() -> Fitted:
     """Return what ships with the package."""
     return Fitted(network=shipped_network())
-
-
-def load_fitted(folder: Path) -> Fitted:
-    """Return what ``forecast fit`` wrote into a folder. Raises InputError where there is nothing, or it is broken."""
-    found = {name: folder / f"{name}.npz" for name in ("network", "lstm")}
-    there = {name: read_arrays(path) for name, path in found.items() if path.exists()}
-    if not there:
-        raise InputError(f"{folder}: holds neither network.npz nor lstm.npz")
-    return Fitted(
-        network=QuantileNetwork(there["network"]) if "network" in there else None,
-        lstm=Lstm(there["lstm"]) if "lstm" in there else None,
-    )
-
-
-def read_arrays(path: Path) -> Arrays:
-    """Return the arrays in an npz file. Raises InputError; nothing in it is ever executed."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError) as e:
-        raise InputError(f"{path}: is no file of weights: {e}") from e
 
 
 def fit_and_write(
@@ -81,13 +41,13 @@ def fit_and_write(
     else:
         for session in used:
             progress(session.name)
-            arrays[f"arima-{session.name}"] = dict(fit_arima(session, int(session.ticks * options.split)))
+            arrays[f"{ARIMA}{session.name}"] = dict(fit_arima(session, int(session.ticks * options.split)))
         scores = {"series": float(sum(len(a["offset"]) for a in arrays.values()))}
     record = {
         "model": model, "options": asdict(options), "scores": scores,
         "sessions": [
             {"name": s.name, "tick_ms": s.tick_ms, "ticks": s.ticks, "fitted_to_ticks": int(s.ticks * options.split),
-             "vms": [u for u in s.uuid if not u.startswith(options.without or ("-",))]}
+             "all_vms": list(s.uuid), "vms": [u for u in s.uuid if not u.startswith(options.without or ("-",))]}
             for s in used
         ],
     }  # fmt: skip

@@ -5,6 +5,7 @@ paying        true backlog, ages and arrivals of the horizon; real units, delay 
 free          the same where moving costs nothing: judged in a world without warm-up (:func:`world_of`)
 state         true backlog and ages, the arrivals of the tick just done repeated: no future
 horizon       a linear program over a whole window, a bound from below on V, for tests (:mod:`.horizon`)
+triage        no optimiser: triage, fed by true demand and backlog (:mod:`.informed`)
 ============  ==================================================================================================
 
 None of the first three is an upper bound: they optimise a window again in every tick, and backlog and the costs of
@@ -13,6 +14,17 @@ moves reach beyond it. They decide through ``decide_tick`` like any policy; the 
 
 from .allocator import ORACLES, OracleAllocator, TrueDemand, oracle_mind, world_of
 from .foresight import Foresight
+from .informed import INFORMED, informed_mind
 from .options import OracleKnobs
 
-__all__ = ["ORACLES", "Foresight", "OracleAllocator", "OracleKnobs", "TrueDemand", "oracle_mind", "world_of"]
+__all__ = [
+    "INFORMED",
+    "ORACLES",
+    "Foresight",
+    "OracleAllocator",
+    "OracleKnobs",
+    "TrueDemand",
+    "informed_mind",
+    "oracle_mind",
+    "world_of",
+]

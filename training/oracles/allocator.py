@@ -129,6 +129,14 @@ class OracleAllocator:
         self._want = want
         return self._wants.through(want)
 
+    def truth(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return requests that arrive in the tick in which a decision lands (N,), queued then (N,), their needs (N, R).
+
+        Needs are those with the ways held now.
+        """
+        s, sim = self._situation(), self._simulator
+        return s.arrivals[0], s.backlog, sim.model.need_at(miss_ratio(sim.ways[0], *sim.model.miss)) * s.mix
+
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~foreshare.policies.allocators.base.Allocator`."""
         if host is not self._host:

@@ -1,0 +1,52 @@
+/* What forecast.c and its face to Python share. Series are side by side: an array (A, S) is A rows of S series. */
+#ifndef FORESHARE_FORECAST_H
+#define FORESHARE_FORECAST_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+/* policies/forecast: history.py, climate.py, features.py, regression.py */
+enum { HORIZONS = 3, LEVELS = 3, WINDOW = 256, WIDTH = 5, SLOW_TICKS = 500, KINDS = 4 };
+enum { TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT, QUANTILES, CLIMATE = 12 };
+enum { LAGS = 20, BLOCKS = 8, PLAIN = LAGS + BLOCKS, ONE = PLAIN + 2, AGE, KIND, ROOTS = KIND + KINDS, RHYTHM = ROOTS + 7,
+       SCALE = RHYTHM + 7, FEATURES };
+enum { SUMMARY = LAGS - 4, REGRESSORS = ONE + 1 - SUMMARY, REMEMBERED = 11 };
+enum { POINTS = 2, MOST_MEMBERS = 5, MOST_HIDDEN = 128 };
+
+typedef struct {
+    int64_t size;
+    int newest, before;             /* rows of the ring */
+    bool gap, whole;
+    float *y, *w;                   /* (2 WINDOW, S) */
+    double *running;                /* (3, 2 WINDOW, S) */
+    int64_t *seen, *clean, *loose;  /* (S,) */
+    float *age, *scale, *five;      /* (S,) */
+    double *slow;                   /* (S,) */
+    float *climate;                 /* (CLIMATE, S) */
+} history_t;
+
+/* Returns whether nothing is missing and nobody is new. */
+bool push(history_t *h, const double *demand, const double *waiting, const bool *censored);
+
+typedef struct {
+    float eta[LEVELS], share, offset_rate[LEVELS], factor_rate[LEVELS], error_gain, rate[LEVELS], prior[MOST_MEMBERS];
+} mixture_options_t;
+
+typedef struct {
+    int members;
+    int64_t count;
+    int hidden[2];                  /* of the network; 0: there is none */
+    const float *layer[3];          /* (hidden, FEATURES), (hidden, hidden + 1), (HORIZONS * LEVELS, hidden + 1) */
+    float *weights;                 /* (M, K, Q, S) */
+    float *offset;                  /* (POINTS, K, Q, S) */
+    float *factor, *loss;           /* (K, Q, S) */
+    float *error;                   /* (K, S) */
+    float *past[HORIZONS];          /* (slots, M + 1, Q, S) */
+    int slots[HORIZONS];
+    float *theta;                   /* (K, Q, REGRESSORS, S) */
+    float *x;                       /* (REMEMBERED, REGRESSORS, S) */
+} mixture_t;
+
+void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out);
+
+#endif

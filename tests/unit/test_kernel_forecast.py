@@ -1,0 +1,80 @@
+"""The compiled ring and mixture give what their numpy forms give, tick after tick."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from forecasting import random_network
+
+from foreshare.policies import kernel
+from foreshare.policies.forecast.history import History, K, Q
+from foreshare.policies.forecast.mixture import Mixture
+from foreshare.policies.forecast.network import QuantileNetwork
+from foreshare.policies.host import R
+
+if kernel.compiled is None:
+    pytest.skip("nothing was compiled here: there is only one form", allow_module_level=True)
+COMPILED = kernel.compiled
+
+
+@pytest.fixture(autouse=True)
+def compiled_again() -> Iterator[None]:
+    yield
+    kernel.compiled = COMPILED
+
+
+def ticks(size: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, bool]]:
+    """Demand with bursts, steps, zeros, holes, values that are none; what waits; what is censored; gaps."""
+    rng = np.random.default_rng(seed)
+    level = rng.exponential(3.0, size) * (rng.random(size) < 0.8)
+    for t in range(count):
+        if t % 300 == 299:
+            level = rng.permutation(level) * rng.choice([0.2, 1.0, 6.0])
+        demand = level * rng.gamma(3.0, 1 / 3, size) * np.where(rng.random(size) < 0.02, 30.0, 1.0)
+        if t % 2:
+            demand = np.where(rng.random(size) < 0.01, rng.choice([np.nan, -1.0, np.inf, 1e9]), demand)
+        waiting = np.where(rng.random(size) < 0.01, np.nan, level * rng.choice([0.0, 0.2]))
+        yield demand, waiting, rng.random(size) < 0.05, bool(rng.random() < 0.01)
+
+
+@pytest.mark.parametrize("hidden", [None, (7, 6), (32, 32)])
+@pytest.mark.parametrize("vms", [1, 5, 17, 33])
+def test_both_forms_say_the_same(hidden: tuple[int, int] | None, vms: int) -> None:
+    size = vms * R
+    network = QuantileNetwork(random_network(*hidden)) if hidden else None
+    pair = [(History(size), Mixture(size, network), np.zeros((K, Q, size), np.float32)) for _ in range(2)]
+    for t, (demand, waiting, censored, gap) in enumerate(ticks(size, 700, vms)):
+        for (history, mixture, out), compiled in zip(pair, (COMPILED, None), strict=True):
+            kernel.compiled = compiled
+            history.push(demand, waiting, censored, gap=gap)
+            mixture.step(history, out)
+        ours, theirs = pair
+        np.testing.assert_allclose(ours[2], theirs[2], rtol=2e-3, atol=2e-3, err_msg=f"tick {t}")
+        for name in ("seen", "clean", "loose", "age"):
+            np.testing.assert_array_equal(getattr(ours[0], name), getattr(theirs[0], name), err_msg=name)
+    for name in ("climate", "slow", "scale"):
+        np.testing.assert_allclose(getattr(ours[0], name), getattr(theirs[0], name), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ours[1].weights, theirs[1].weights, atol=2e-2)
+    np.testing.assert_allclose(ours[1].weights.sum(axis=0), 1.0, atol=1e-4)
+
+
+def test_an_empty_host_has_an_answer() -> None:
+    history, mixture, out = History(0), Mixture(0, None), np.zeros((K, Q, 0), np.float32)
+    for _ in range(20):
+        history.push(np.zeros(0), np.zeros(0), np.zeros(0, bool))
+        mixture.step(history, out)
+
+
+def test_arrays_that_do_not_fit_are_refused() -> None:
+    history, mixture = History(R), Mixture(R, None)
+    with pytest.raises(ValueError, match="bytes"):
+        history.push(np.zeros(R + 1), np.zeros(R), np.zeros(R, bool))
+    history.push(np.zeros(R), np.zeros(R), np.zeros(R, bool))
+    with pytest.raises(ValueError, match="bytes"):
+        mixture.step(history, np.zeros((K, Q, R + 1), np.float32))
+    with pytest.raises(ValueError, match="mixture"):
+        COMPILED.mix(history.arrays(), 0, (1, 2), 1, np.zeros(19, np.float32), np.zeros((K, Q, R), np.float32))
+    with pytest.raises(ValueError, match="history"):
+        COMPILED.push((1,), 0, 0, False, False, np.zeros(R), np.zeros(R), np.zeros(R, bool))
