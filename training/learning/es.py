@@ -9,8 +9,8 @@ all of a generation meet the same scenarios with the same seeds. A member's fitn
 Its step gets smaller with time, and what is validated and kept is a moving average of the weights (Polyak, Juditsky,
 SIAM Journal on Control and Optimization 30(4), 1992): single generations see few hosts, and walk about.
 
-Nothing is remembered but weights, their average and Adam's two moments, and every draw follows from seed and generation: a training
-that was killed goes on as if it had not been.
+Nothing is remembered but weights, their average and Adam's two moments, and every draw follows from seed and
+generation: a training that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class EvolutionStrategy:
 
     def state(self) -> Arrays:
         """Return everything that the next iteration depends on."""
-        return {"theta": self._theta, "mean": self._mean, "start": self._start, "first": self._first, "second": self._second,
-                "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
+        return {"theta": self._theta, "mean": self._mean, "start": self._start, "first": self._first,
+                "second": self._second, "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""
