@@ -5,10 +5,12 @@ can. Every tick the policy's proposal and the default's for the same request are
 
 ``loss = sum_i w_i (1 - min_r min(1, x_ir / d_ir)) / sum_i w_i``
 
-with ``d`` the demand then seen (at least that; what a host can see), ``x`` the proposal, shrunk to what fits, ``w`` one
-more than the priority. A VM is as slow as its scarcest resource, hence the minimum. The difference of the two losses is
-averaged (gain ``GAIN``); the policy **does worse** once that mean, over at least ``LEAST_TICKS``, exceeds both
-``MARGIN`` and ``SIGMAS`` standard errors (those of an exponentially weighted mean: ``sd * sqrt(GAIN / (2 - GAIN))``).
+with ``d`` the demand then seen (at least that; what a host can see), times the share of it that could not wait for a
+later tick without being late (deadlines.py: a policy that lets who has time wait does nothing wrong), ``x`` the
+proposal, shrunk to what fits, ``w`` one more than the priority. A VM is as slow as its scarcest resource, hence the
+minimum. The difference of the two losses is averaged (gain ``GAIN``); the policy **does worse** once that mean, over at
+least ``LEAST_TICKS``, exceeds both ``MARGIN`` and ``SIGMAS`` standard errors (those of an exponentially weighted mean:
+``sd * sqrt(GAIN / (2 - GAIN))``).
 While it is benched for that it goes on proposing, unheeded, and may come back once the mean has.
 """
 
@@ -17,7 +19,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .allocators.base import Request
 from .axes import total
+from .deadlines import Deadlines
 from .forecast import observed_demand
 from .host import CACHE, FloatArray, Host
 from .reading import Reading
@@ -26,6 +30,8 @@ GAIN = 0.005
 LEAST_TICKS = 200
 MARGIN = 0.01
 SIGMAS = 4.0
+LEAST_PRESSING = 0.1
+"""At least this share of what is demanded counts as due: what is known of queues is an estimate."""
 
 Units = npt.NDArray[np.generic]
 
@@ -33,7 +39,8 @@ Units = npt.NDArray[np.generic]
 class Assessor:
     """Compares the policy with the default, tick by tick."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, tick_ms: float = 10.0) -> None:
+        self._deadlines = Deadlines(tick_ms)
         self.rebind(host)
         self.ticks = 0
         self.mean = 0.0
@@ -49,12 +56,15 @@ class Assessor:
         self._policy = np.zeros(host.shape)
         self._default = np.zeros(host.shape)
         self._seen = np.zeros(host.shape)
+        self._pressing: FloatArray = np.ones(host.shape[:-1])
         self._pending = False
         self._judged = host.movable.copy()
         self._judged[CACHE] = False  # best effort: who has no ways of his own has the shared ones
 
-    def propose(self, policy: Units, default: Units) -> None:
-        """Keep what each would give, (..., N, R), until the next reading tells what it was worth."""
+    def propose(self, policy: Units, default: Units, request: Request) -> None:
+        """Keep what each would give, (..., N, R), for ``request`` until the next reading tells what it was worth."""
+        self._deadlines.update(request, self._host)
+        self._pressing = np.clip(self._deadlines.rates.max(axis=0), LEAST_PRESSING, 1.0)
         for kept, given in ((self._policy, policy), (self._default, default)):
             np.copyto(kept, given, casting="unsafe")
             for rows, cols, capacity in self._capacity:
@@ -71,6 +81,7 @@ class Assessor:
         self._pending = False
         demand = observed_demand(reading, self._seen)
         np.copyto(demand, 0.0, where=~np.isfinite(demand))
+        demand = demand * self._pressing[..., None]
         difference = self._loss(self._policy, demand) - self._loss(self._default, demand)
         self.ticks += 1
         gain = max(GAIN, 1.0 / self.ticks)

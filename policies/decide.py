@@ -100,7 +100,7 @@ class Mind:
         self.fallback = PrioritySort()
         self.standing = Standing(self.options.standing)
         self.trust = Trust(host)
-        self.assessor = Assessor(host) if default is not None else None
+        self.assessor = Assessor(host, self.options.tick_ms) if default is not None else None
         self.guard = Guard(host, self.options.guard)
         self.placer: Placer | BatchPlacer = BatchPlacer(host) if host.batch else Placer(host)
         self.tick = 0
@@ -131,7 +131,7 @@ class Mind:
 
     def assess_against(self, default: Allocator) -> None:
         """Assess the policy against ``default`` from now on, which decides while it is benched for doing worse."""
-        self.default, self.assessor = default, Assessor(self.host)
+        self.default, self.assessor = default, Assessor(self.host, self.options.tick_ms)
 
     def rebind(self, host: Host) -> None:
         """Carry on with another set of VMs on the same hardware; VMs known by UUID keep their history and place."""
@@ -325,7 +325,7 @@ def _judge(mind: Mind, answer: Answer | None, kept: Answer | None, out: Decision
         standing.good()
     if assessor is None or out.default is None or units is None:
         return
-    assessor.propose(units, out.default)
+    assessor.propose(units, out.default, mind.request)
     if assessor.worse and not standing.benched_for:
         out.fault_kind = "worse"
         out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"

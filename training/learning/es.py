@@ -96,7 +96,8 @@ class EvolutionStrategy:
     def state(self) -> Arrays:
         """Return everything that the next iteration depends on."""
         return {"theta": self._theta, "mean": self._mean, "start": self._start, "first": self._first,
-                "second": self._second, "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
+                "second": self._second, "iteration": np.array(self.iteration),
+                **_named("net.", self._network)}  # fmt: skip
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""
