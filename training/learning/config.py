@@ -148,7 +148,11 @@ class EsConfig:
     """Generations over which weights are averaged."""
     decay: float = number(0.0, 1.0, default=0.0)
     """Share of the weights that is lost each generation."""
+    elite: int = number(0, 4096, default=0)
+    """So many of the best members make the next centre; 0: a gradient is followed."""
     layers: Layers = Layers.LINEAR
+    features: str = ""
+    """Where layers are tied: the features whose weights move, with commas between; empty: all."""
     shaping: Shaping = Shaping.NORMAL
 
 
