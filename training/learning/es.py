@@ -144,8 +144,7 @@ class EvolutionStrategy:
     def _adam(self, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         t = self.iteration + 1
         self._first = BETA_1 * self._first + (1.0 - BETA_1) * gradient
-        # One scale for all weights: where each has its own, those that do not matter walk as fast as those that do.
-        self._second = BETA_2 * self._second + (1.0 - BETA_2) * np.mean(np.square(gradient))
+        self._second = BETA_2 * self._second + (1.0 - BETA_2) * np.square(gradient)
         mean, square = self._first / (1.0 - BETA_1**t), self._second / (1.0 - BETA_2**t)
         return np.asarray(mean / (np.sqrt(square) + EPSILON))
 
