@@ -47,19 +47,17 @@ class Deadlines:
         usual = np.maximum(request.need @ self._per_capacity, _TINY)
         self._at = (self._at + 1) % len(self._ring)
         self._ring[self._at] = self._done + backlog
-        self.overdue = self._due(0, backlog) / usual
+        # What came until each of the ticks that are looked back at: the indexed axes come first.
+        slots = (self._at - self._lag) % len(self._ring)
+        came = self._ring[slots, ..., self._rows]
+        if came.ndim > 2:
+            came = np.moveaxis(came, 1, -1)
+        due = np.minimum(np.maximum(came - self._done, 0.0), backlog)
+        self.overdue = due[0] / usual
         self.rates = np.empty((len(STEPS) + 1, *backlog.shape))
-        for i, k in enumerate(STEPS):
-            np.divide(self._due(k, backlog), np.minimum(k, self.target), out=self.rates[i])
+        np.divide(due[1:], self._within, out=self.rates[:-1])
         np.divide(backlog, self.target, out=self.rates[-1])
         self.rates /= usual
-
-    def _due(self, k: int, backlog: FloatArray) -> FloatArray:
-        """Return the work that is to be done within ``k`` ticks: at most all that is queued."""
-        slots = (self._at - np.maximum(self.target - k, 0)) % len(self._ring)
-        came = self._ring[slots, ..., self._rows]  # (N, ...): the indexed axes come first
-        due: FloatArray = np.minimum(np.maximum(np.moveaxis(came, 0, -1) - self._done, 0.0), backlog)
-        return due
 
     def _bind(self, host: Host) -> None:
         capacity = np.zeros(R)
@@ -70,6 +68,9 @@ class Deadlines:
         n, before = len(host), host.shape[:-1]
         self._rows = np.arange(n)
         self.target = np.clip(np.rint(host.vms.target_ms / self._tick_ms), 1, MOST_TICKS).astype(np.int64)
+        looks = np.array([0, *STEPS])[:, None]
+        self._lag = np.maximum(self.target - looks, 0)
+        self._within = np.minimum(looks[1:], self.target).reshape(len(STEPS), *(1,) * len(host.batch), n)
         fresh: FloatArray = np.zeros(before)
         ring: FloatArray = np.zeros((len(self._ring), *before))
         if self._host is None:

@@ -117,6 +117,7 @@ class Encoder:
         self._host: Host | None = None
         self._last = np.zeros(0)
         self._hidden = np.zeros(0)
+        self._log_rate: FloatArray = np.zeros(0)
 
     def encode(self) -> tuple[Float32Array, Float32Array]:
         """Return fresh (N, F) and (G,) float32, in a batch (H, N, F) and (H, G).
@@ -164,7 +165,7 @@ class Encoder:
         out[..., 1] = 1.0 - q.delay_ticks / d.target
         steps = len(d.rates)
         out[..., 2 : 2 + steps] = np.log1p(np.moveaxis(d.rates, 0, -1))
-        self._log_rate: FloatArray = np.clip(np.log(np.maximum(rate, _LEAST_RATE)), -3.0, 3.0)
+        self._log_rate = np.clip(np.log(np.maximum(rate, _LEAST_RATE)), -3.0, 3.0)
         out[..., 2 + steps] = self._log_rate
         out[..., 3 + steps] = np.log1p(d.overdue)
         self._hidden += 1.0

@@ -39,7 +39,11 @@ class Corrected:
         if self.action is None or not self.action.any():
             self.base.favour = None
             return self.base.allocate(request, host, tick)
-        factor = np.exp(np.clip(np.nan_to_num(self.action), -LIMIT, LIMIT))
+        total = np.clip(self.action, -LIMIT, LIMIT)
+        unknown = np.isnan(total)
+        if unknown.any():
+            total[unknown] = 0.0
+        factor = np.exp(total)
         self.base.favour = factor[..., 0]
         need = request.need * factor[..., 1:]
         np.clip(need, host.floor, host.cap, out=need)
