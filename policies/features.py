@@ -164,7 +164,8 @@ class Encoder:
         out[..., 0] = np.log(d.target)
         out[..., 1] = 1.0 - q.delay_ticks / d.target
         steps = len(d.rates)
-        out[..., 2 : 2 + steps] = np.log1p(np.moveaxis(d.rates, 0, -1))
+        rates = d.rates.T if d.rates.ndim == 2 else np.moveaxis(d.rates, 0, -1)
+        out[..., 2 : 2 + steps] = np.log1p(rates)
         self._log_rate = np.clip(np.log(np.maximum(rate, _LEAST_RATE)), -3.0, 3.0)
         out[..., 2 + steps] = self._log_rate
         out[..., 3 + steps] = np.log1p(d.overdue)

@@ -18,7 +18,7 @@ from foreshare.policies.learned.network import Network
 from foreshare.policies.learned.policy import learned_mind
 from foreshare.policies.registry import LEARNED_BASE, make_mind
 
-VMS, TICKS, WARM_TICKS, ROUNDS = 64, 300, 30, 3
+VMS, TICKS, WARM_TICKS, ROUNDS = 64, 200, 30, 12
 BUDGET_US = DecideOptions().policy_budget_ns / 1000
 _DECIDE = STAGES.index("decide")
 
@@ -41,7 +41,7 @@ def decide_us(network: Network) -> dict[str, float]:
             taken.append(int(world.mind.stage_ns[_DECIDE]))
         rounds.append(np.percentile(taken[WARM_TICKS:], (50, 99)) / 1000)
     world.close()
-    best = min(rounds, key=lambda x: float(x[1]))
+    best = min(rounds, key=lambda x: float(x[0]))  # what disturbs a machine only adds
     return {"p50": round(float(best[0]), 1), "p99": round(float(best[1]), 1)}
 
 
