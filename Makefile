@@ -9,7 +9,7 @@ SOURCES := $(shell find envs policies runtime training -name '*.py' -o -name '*.
 .PHONY: run test lint unit soak test-lab soak-lab clean FORCE
 
 run: $(VENV)/.lean
-	$(BIN)/foreshare run --report out/report.html
+	$(BIN)/foreshare run --policy champion --report out/report.html
 
 test: lint unit
 
