@@ -11,7 +11,11 @@ from pathlib import Path
 
 from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_contents
 
-SHA256: dict[str, str] = {}
+SHA256: dict[str, str] = {
+    "policy.npz": "6697e4f884c90ea476cfbf8dc4b7b418945dbd2cb9efd142f76e4a9362f9ebd9",
+    "policy.onnx": "7f614432b8ab3ce14d0b48060c4f6eadbe92989b2831e25252395945794d3ab8",
+    "manifest.json": "2abf8b2fa25adade5eed8dd06a7e616abbba85ac5db2d1725574f29b43cc07f3",
+}
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
 SHIPPED = (NPZ, ONNX, MANIFEST)

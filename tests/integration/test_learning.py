@@ -428,7 +428,7 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[s
     ):
         path.write_text(text)
         assert why in refused(capsys, "train", "--config", str(path))
-    assert "there are champion, es, smoke" in refused(capsys, "train", "--config", "none")
+    assert "there are champion, es, ppo, smoke" in refused(capsys, "train", "--config", "none")
     assert "checkpoint.npz" in refused(capsys, "train", "--resume", str(tmp_path))
     (tmp_path / "checkpoint.npz").write_bytes(b"PK\x03\x04 no")
     assert "damaged" in refused(capsys, "train", "--resume", str(tmp_path))
