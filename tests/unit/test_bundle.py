@@ -235,9 +235,11 @@ def test_a_host_runs_only_what_somebody_vouches_for(
     done = json.loads(capsys.readouterr().out)
     assert done["decided_by"] == {"policy": 30, "fallback": 0}
     assert done["policy_faults"] == {}
+    assert main(["run", "--policy", "champion", "--ticks", "30", "--vms", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decided_by"] == {"policy": 30, "fallback": 0}
     Network.random(0).save(tmp_path / "bare.npz")
     (folder / NPZ).write_bytes(b"x")
-    for policy in (str(folder), str(tmp_path / "bare.npz"), str(tmp_path), "./nowhere", "champion"):
+    for policy in (str(folder), str(tmp_path / "bare.npz"), str(tmp_path), "./nowhere"):
         assert main(["run", "--policy", policy, "--ticks", "5", "--json"]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
