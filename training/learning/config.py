@@ -142,17 +142,9 @@ class EsConfig:
     """Standard deviation of a perturbation, for inputs normalised to one."""
     rate: float = number(0.0, 10.0, default=0.02)
     """Adam's step."""
-    settle: float = number(1.0, 1e9, default=50.0)
-    """After so many generations the step is half as large, after twice as many a third."""
-    average: int = number(1, 10**6, default=30)
-    """Generations over which weights are averaged."""
     decay: float = number(0.0, 1.0, default=0.0)
     """Share of the weights that is lost each generation."""
-    elite: int = number(0, 4096, default=0)
-    """So many of the best members make the next centre; 0: a gradient is followed."""
     layers: Layers = Layers.LINEAR
-    features: str = ""
-    """Where layers are tied: the features whose weights move, with commas between; empty: all."""
     shaping: Shaping = Shaping.NORMAL
 
 

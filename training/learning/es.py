@@ -1,19 +1,13 @@
-"""Evolution strategies on the weights: perturb, meet the same hosts, move towards what served better.
+"""An evolution strategy on the weights: perturb, meet the same hosts, move towards what served better.
 
 Members come in pairs, a perturbation and its opposite (antithetic sampling, Salimans et al. 2017, arXiv:1703.03864);
 all of a generation meet the same scenarios with the same seeds. A member's fitness is minus its mean score
-(:func:`~.members.relative`). Then, as the configuration says, either
+(:func:`~.members.relative`); Adam (Kingma, Ba 2015) takes the estimated gradient
 
-- a **gradient** is estimated, ``g = sum_k (f_k+ - f_k-) eps_k / (2 K sigma)``, and Adam (Kingma, Ba 2015) takes it, or
-- the **elite**, the best few, become the next centre, and their spread, weight by weight, the next perturbations'
-  (the cross-entropy method: Rubinstein, Methodology and Computing in Applied Probability 1(2), 1999). It suits a few
-  weights: ``features`` names those of which features move.
+``g = sum_k (f_k+ - f_k-) eps_k / (2 K sigma)``
 
-Steps get smaller with time, and what is validated and kept is a moving average of the weights (Polyak, Juditsky, SIAM
-Journal on Control and Optimization 30(4), 1992): single generations see few hosts, and walk about.
-
-Nothing is remembered but weights, their average and what is learnt of their scale, and every draw follows from seed and
-generation: a training that was killed goes on as if it had not been.
+Nothing is remembered but weights and Adam's two moments, and every draw follows from seed and generation: a training
+that was killed goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -23,12 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.policies.errors import InputError
-from foreshare.policies.features import VM_FEATURES
 from foreshare.policies.host import CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 
-from .config import EsConfig, Layers, Shaping, TrainConfig
+from .config import Layers, Shaping, TrainConfig
 from .judge import Play, play_on_ray
 from .members import Match, Members, relative
 from .scenes import EPISODES, SCENES, scenes, sequence_seed
@@ -44,8 +36,6 @@ LAYERS = {
 """The arrays that move."""
 ES_STREAM = 0xE5
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
-SPREAD_GAIN = 0.3
-"""How fast the spread follows that of the elite."""
 Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -56,19 +46,17 @@ class EvolutionStrategy:
         self._config, self._seed, self._play = config, seed, play
         self._network = network
         self._names = LAYERS[config.es.layers]
-        self._basis = _basis(network, self._names, config.es)
+        self._basis = _basis(network, self._names, tied=config.es.layers is Layers.TIED)
         start = np.concatenate([network.arrays[name].ravel() for name in self._names]).astype(np.float64)
         self._start = start
         self._theta = np.zeros(len(self._basis)) if self._basis is not None else start
-        self._mean = self._theta.copy()
         self._first, self._second = np.zeros_like(self._theta), np.zeros_like(self._theta)
-        self._spread = np.full(self._theta.shape, config.es.sigma)
         self.iteration = 0
 
     @property
     def network(self) -> Network:
-        """The network of the averaged weights."""
-        changed = {name: value[0] for name, value in self._split(self._mean[None]).items()}
+        """The network as it is now."""
+        changed = {name: value[0] for name, value in self._split(self._theta[None]).items()}
         return Network({**self._network.arrays, **changed})
 
     def iterate(self) -> dict[str, float]:
@@ -77,8 +65,7 @@ class EvolutionStrategy:
         rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(ES_STREAM, k)))
         noise = rng.standard_normal((e.pairs, self._theta.size))
         # The weights as they are now come along: what the learning curve shows.
-        moved = self._spread * noise
-        around = np.concatenate([self._theta[None], self._theta + moved, self._theta - moved])
+        around = np.concatenate([self._theta[None], self._theta + e.sigma * noise, self._theta - e.sigma * noise])
         members = Members(self._network, self._split(around))
         hosts = scenes(c.scenes, e.scenarios, sequence_seed(self._seed, SCENES, k))
         matches = [
@@ -87,13 +74,10 @@ class EvolutionStrategy:
             for i, s in enumerate(hosts)
         ]  # fmt: skip
         scores = relative(list(self._play(matches, members)))
-        if e.elite:
-            self._select(around, scores)
-        else:
-            fitness = _shaped(-scores[1:], e.shaping)
-            gradient = (fitness[: e.pairs] - fitness[e.pairs :]) @ noise / (2.0 * e.pairs)
-            self._theta = self._theta * (1.0 - e.decay) + e.rate / (1.0 + k / e.settle) * self._adam(gradient)
-        self._mean += (self._theta - self._mean) / min(k + 1, e.average)
+        fitness = _shaped(-scores[1:], e.shaping)
+        gradient = (fitness[: e.pairs] - fitness[e.pairs :]) @ noise / (2.0 * e.pairs)
+        step = self._adam(gradient)
+        self._theta = self._theta * (1.0 - e.decay) + e.rate * step
         self.iteration += 1
         count = members.count + 1
         return {
@@ -105,15 +89,14 @@ class EvolutionStrategy:
 
     def state(self) -> Arrays:
         """Return everything that the next iteration depends on."""
-        return {"theta": self._theta, "mean": self._mean, "start": self._start, "first": self._first,
-                "second": self._second, "spread": self._spread, "iteration": np.array(self.iteration),
-                **_named("net.", self._network)}  # fmt: skip
+        return {"theta": self._theta, "start": self._start, "first": self._first, "second": self._second,
+                "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""
         self._network = Network({name.removeprefix("net."): a for name, a in state.items() if name.startswith("net.")})
-        self._theta, self._mean, self._start = state["theta"], state["mean"], state["start"]
-        self._first, self._second, self._spread = state["first"], state["second"], state["spread"]
+        self._theta, self._start = state["theta"], state["start"]
+        self._first, self._second = state["first"], state["second"]
         self.iteration = int(state["iteration"])
 
     def close(self) -> None:
@@ -130,17 +113,6 @@ class EvolutionStrategy:
             at += size
         return out
 
-    def _select(self, around: npt.NDArray[np.float64], scores: npt.NDArray[np.float64]) -> None:
-        """Let the best members, better ones more, be the next centre, and their spread that of the next generation."""
-        elite = self._config.es.elite
-        best = around[np.argsort(scores, kind="stable")[:elite]]
-        weight = np.log(elite + 0.5) - np.log(np.arange(1, len(best) + 1))
-        weight /= weight.sum()
-        centre = weight @ best
-        spread = np.sqrt(weight @ np.square(best - self._theta))
-        self._spread += SPREAD_GAIN * (spread - self._spread)
-        self._theta = centre
-
     def _adam(self, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         t = self.iteration + 1
         self._first = BETA_1 * self._first + (1.0 - BETA_1) * gradient
@@ -149,21 +121,16 @@ class EvolutionStrategy:
         return np.asarray(mean / (np.sqrt(square) + EPSILON))
 
 
-def _basis(network: Network, names: tuple[str, ...], config: EsConfig) -> npt.NDArray[np.float64] | None:
+def _basis(network: Network, names: tuple[str, ...], *, tied: bool) -> npt.NDArray[np.float64] | None:
     """Return (D, weights) the directions in which tied weights move, or None where each moves alone."""
-    if config.layers is not Layers.TIED:
+    if not tied:
         return None
-    known = [f.name for f in VM_FEATURES]
-    chosen = [name.strip() for name in config.features.split(",") if name.strip()] or known
-    if unknown := set(chosen) - set(known):
-        raise InputError(f"es.features: no feature {', '.join(sorted(unknown))}")
-    moving = [known.index(name) for name in chosen]
     rows = []
     sizes = [network.arrays[name].size for name in names]
     for k, name in enumerate(names):
         shape = network.arrays[name].shape
         for columns in TIED_COLUMNS:
-            for i in moving if len(shape) == 2 else (0,):
+            for i in range(shape[0] if len(shape) == 2 else 1):
                 block = np.zeros(shape)
                 block[(i, list(columns)) if len(shape) == 2 else list(columns)] = 1.0
                 row = np.zeros(sum(sizes))
