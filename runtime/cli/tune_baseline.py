@@ -23,6 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="simulator steps (ticks of one VM) to spend (default 2000000)",
     )  # fmt: skip
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="seed of the search")
+    parser.add_argument(
+        "--rollouts", type=whole(1, 256), default=2, metavar="N",
+        help="hosts, each with a seed of its own, per scenario and candidate (default 2)",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=whole(1, 256), metavar="J", help="parallel processes (default: one a CPU)")
     parser.add_argument(
         "--write", type=Path, metavar="F.py", help="put the best values into this file (policies/tuned.py)"
@@ -50,10 +54,12 @@ def execute(args: argparse.Namespace) -> int:
             sys.stderr.write(f"{args.policy}: {share:5.1f} % of the steps, best score {best:.4f}\n")
             sys.stderr.flush()
 
-    options = TuneOptions(steps=args.steps, seed=args.seed)
+    options = TuneOptions(steps=args.steps, seed=args.seed, rollouts=args.rollouts)
     with process_pool(args.jobs or cpus()) as pool:
         found = tune(args.policy, [suite.at(s, load) for s, load in at], options, progress, pool)
     command = f"foreshare tune-baseline {args.policy} --suite {args.suite} --steps {args.steps} --seed {args.seed}"
+    if args.rollouts != TuneOptions().rollouts:
+        command += f" --rollouts {args.rollouts}"
     if args.write is not None:
         write_tuned(args.write, args.policy, found.best, command)
     chosen = min(found.trials, key=lambda t: t.score)
