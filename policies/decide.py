@@ -213,7 +213,7 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading, mind.options.headroom, mind.request)
     if not mind.forecast.exact:
-        mind.trust.entitle(mind.request, reading.present)
+        mind.trust.entitle(mind.request, reading)
     if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
         mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
     mind._any_pinned = bool(mind.pinned.any())

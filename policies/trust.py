@@ -12,6 +12,14 @@ frozen, or a lie:
 A bad value counts as missing: the forecaster goes on from what it knew. From the second bad tick on the VM is entitled
 to its whole reservation of that resource, whatever is forecast; one whose values were impossible, or that has been
 silent for ``LOST_TICKS``, gets exactly its reservation. So that is every VM's worst case, within ``DOUBT_TICKS`` ticks.
+
+Other values may be true, and are believed, but are no ground for lending what is reserved either:
+
+- *quiet*: a counter says exactly 0, had counted within the last ``LOST_TICKS``, and others of its VM count, so that it
+  may stand still; or it said 0 and has counted again for no more than ``WAKING_TICKS``. Of a VM whose CPU or memory
+  counter is quiet the whole reservation counts, of one that may just have no IO that of IO;
+- *aged*: the memory bandwidth is that of an earlier tick (it is read in rounds). What is looked at seldom is not lent,
+  and where it stood near the limit (``NEAR_LIMIT``) the VM may be throttled since: its whole reservation counts.
 """
 
 from __future__ import annotations
@@ -24,13 +32,16 @@ from . import kernel
 from .allocators import Request
 from .axes import any_of, total
 from .forecast import carry
-from .host import CACHE, BoolArray, Host, IntArray, R
+from .host import CACHE, CPU, IO, MEMORY, BoolArray, Host, IntArray, R
 from .reading import Quality, Reading
 
 DOUBT_TICKS = 2
 FROZEN_TICKS = 3
 LOST_TICKS = 100
-_PATIENCE = np.array([FROZEN_TICKS, LOST_TICKS], np.int64)
+WAKING_TICKS = 4
+NEAR_LIMIT = 0.5
+_PATIENCE = np.array([FROZEN_TICKS, LOST_TICKS, DOUBT_TICKS, WAKING_TICKS], np.int64)
+_GATES = np.array([CPU, MEMORY, IO])
 _SLACK = np.array([1.25, 1.25, 2.0, 2.0])
 """(R,) by how much use may seem to exceed a pool: counters are read one after the other, and what memory and devices
 can do is what the configuration says."""
@@ -42,6 +53,11 @@ class Trust:
     def __init__(self, host: Host) -> None:
         self._bad: IntArray = np.zeros(host.shape, np.int64)
         self._same: IntArray = np.zeros(host.shape, np.int64)
+        self._quiet: IntArray = np.full(host.shape, LOST_TICKS, np.int64)
+        """Ticks since the counter last counted, at most LOST_TICKS; below 0 while it has just begun to. Values that are
+        missing do not count."""
+        self._aged: BoolArray = np.zeros(host.shape[:-1], bool)
+        """Whether the memory bandwidth of the tick before was older than that."""
         self._liar: BoolArray = np.zeros(host.shape, bool)
         self._last = np.full(host.shape, np.nan)
         self._dt_ns = 0
@@ -75,6 +91,8 @@ class Trust:
         self._same = carry(self._same, rows, np.zeros(host.shape, np.int64))
         self._liar = carry(self._liar, rows, np.zeros(host.shape, bool))
         self._known = carry(self._known, rows, np.zeros(host.shape, bool))
+        self._quiet = carry(self._quiet, rows, np.full(host.shape, LOST_TICKS, np.int64))
+        self._aged = carry(self._aged, rows, np.zeros(host.shape[:-1], bool), axis=-1)
         self._last = carry(self._last, rows, np.full(host.shape, np.nan))
         self._bind(host)
 
@@ -89,6 +107,10 @@ class Trust:
         usage = reading.usage
         if kernel.compiled is not None:
             return self._check_compiled(kernel.compiled, reading, held)
+        zero, quiet = usage == 0.0, self._quiet
+        counts = ~zero & ~np.isnan(usage)
+        quiet[counts] = np.where(quiet[counts] > 0, -WAKING_TICKS, np.minimum(quiet[counts] + 1, 0))
+        quiet[zero] = np.minimum(np.maximum(quiet[zero], 0) + 1, LOST_TICKS)
         good = usage >= 0.0  # NaN is not
         good &= usage <= self._top
         frozen = self._frozen(reading)
@@ -121,8 +143,8 @@ class Trust:
         moved, self._dt_ns = reading.dt_ns != self._dt_ns, reading.dt_ns
         bad = compiled.check(
             self._tables, self._hosts, _PATIENCE, moved, reading.dt_ns > 0, self._top, self._most_by_pool,
-            reading.usage, reading.quality, np.ascontiguousarray(held), self._last, self._same, self._bad, self._flags,
-            self._lies,
+            reading.usage, reading.quality, np.ascontiguousarray(held), self._last, self._same, self._bad, self._quiet,
+            self._flags, self._lies,
         )  # fmt: skip
         self._any = bad > 0
         return _without(reading, self._lies) if bad else reading
@@ -148,14 +170,29 @@ class Trust:
         np.copyto(self._last, usage)
         return out
 
-    def entitle(self, request: Request, present: BoolArray) -> None:
-        """Raise or set in place what VMs of doubtful telemetry ask for; ``present`` (N,)."""
-        if not self._any:
+    def entitle(self, request: Request, reading: Reading) -> None:
+        """Raise or set in place what VMs ask for of whom ``reading``, checked before, is no ground to take from."""
+        host = self.host
+        if kernel.compiled is not None:
+            kernel.compiled.keep_back(
+                self._tables, self._hosts, _PATIENCE, NEAR_LIMIT, host.movable, reading.present, reading.usage, reading.limit,
+                reading.quality, self._bad, self._quiet, self._flags, self._aged, request.ask, request.need,
+            )  # fmt: skip
             return
-        host, here = self.host, present[:, None]
-        doubt = (self._bad >= DOUBT_TICKS) & here
-        np.copyto(request.ask, np.maximum(request.ask, host.reservation), where=doubt)
-        exact = doubt & (self._liar | (self._bad >= LOST_TICKS)) & host.movable
+        here = reading.present[:, None]
+        reserved = (self._bad >= DOUBT_TICKS) if self._any else np.zeros(host.shape, bool)
+        exact = reserved & (self._liar | (self._bad >= LOST_TICKS)) & host.movable & here
+        quiet = (self._quiet > 0) & (self._quiet < LOST_TICKS)
+        quiet &= (reading.usage[..., _GATES] > 0.0).any(axis=-1)[..., None]
+        quiet |= self._quiet < 0
+        aged = (reading.quality[..., MEMORY] & np.uint8(Quality.STALE)) != 0
+        near = aged & (reading.usage[..., MEMORY] >= NEAR_LIMIT * reading.limit[..., MEMORY])
+        whole = quiet[..., CPU] | quiet[..., MEMORY] | near
+        reserved[..., MEMORY] |= aged | self._aged
+        reserved[..., IO] |= quiet[..., IO]
+        reserved[..., _GATES] |= whole[..., None]
+        np.copyto(self._aged, aged)
+        np.copyto(request.ask, np.maximum(request.ask, host.reservation), where=reserved & here)
         np.copyto(request.ask, host.reservation, where=exact)
         np.copyto(request.need, np.minimum(request.need, host.reservation), where=exact)
 

@@ -96,7 +96,9 @@ void network(const network_t *m, int64_t n, const float *vms, const bool *there,
 
 /* reading.c */
 typedef struct {
-    int64_t frozen_ticks, lost_ticks;
+    int64_t frozen_ticks, lost_ticks, doubt_ticks, waking_ticks;
+    double near_limit;
+    const bool *movable;   /* (R,) */
     bool moved, any_stale; /* another time between the samples; a value anywhere that is marked as stale */
     bool passed;           /* time has passed since the sample before */
     const double *top;     /* (N, R) */
@@ -104,11 +106,13 @@ typedef struct {
 } trust_t;
 typedef struct {
     double *last;            /* (N, R), and so are the others */
-    int64_t *same, *bad;
+    int64_t *same, *bad, *quiet;
     bool *known, *liar, *good;
 } trust_state_t;
 int64_t check(const tables_t *t, const trust_t *k, const double *usage, const uint8_t *quality, const int64_t *held,
               trust_state_t *s, bool *lies);
+void keep_back(const tables_t *t, const trust_t *k, const bool *present, const double *usage, const double *limit,
+             const uint8_t *quality, const trust_state_t *s, bool *aged, double *ask, double *need);
 void request(const tables_t *t, double headroom, const double *mean, const double *upper, const double *clearing,
              const uint8_t *quality, const uint8_t *in_doubt, const bool *unsure, const bool *present, double *ask,
              double *need);

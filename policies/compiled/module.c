@@ -250,28 +250,54 @@ static PyObject *py_network(PyObject *self, PyObject *const *args, Py_ssize_t co
 
 static PyObject *py_check(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 15)) return NULL;
+    if (!counted(count, 16)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
-    const int64_t *ticks = take(&c.buffers, args[2], 'l', 2, false);
+    const int64_t *ticks = take(&c.buffers, args[2], 'l', 4, false);
     trust_t k = {.moved = args[3] == Py_True, .passed = args[4] == Py_True,
                  .top = take(&c.buffers, args[5], 'd', c.nr, false),
                  .most = take(&c.buffers, args[6], 'd', c.tables.pools, false)};
     const double *usage = REAL(7, c.nr);
     const uint8_t *quality = take(&c.buffers, args[8], 'B', c.hosts * c.nr, false);
     const int64_t *held = WHOLE(9, c.nr);
-    trust_state_t s = {.last = REAL_OUT(10, c.nr), .same = WHOLE_OUT(11, c.nr), .bad = WHOLE_OUT(12, c.nr)};
-    bool *flags = take(&c.buffers, args[13], '?', 3 * c.hosts * c.nr, true), *lies = FLAG_OUT(14, c.nr);
+    trust_state_t s = {.last = REAL_OUT(10, c.nr), .same = WHOLE_OUT(11, c.nr), .bad = WHOLE_OUT(12, c.nr),
+                       .quiet = WHOLE_OUT(13, c.nr)};
+    bool *flags = take(&c.buffers, args[14], '?', 3 * c.hosts * c.nr, true), *lies = FLAG_OUT(15, c.nr);
     int64_t bad = 0;
     if (!c.buffers.failed) {
-        k.frozen_ticks = ticks[0], k.lost_ticks = ticks[1];
+        k.frozen_ticks = ticks[0], k.lost_ticks = ticks[1], k.waking_ticks = ticks[3];
         for (Py_ssize_t at = 0; at < c.hosts * c.nr; at++) k.any_stale = k.any_stale || (quality[at] & 2);
         s.known = flags, s.liar = flags + c.hosts * c.nr, s.good = flags + 2 * c.hosts * c.nr;
     }
     for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
         bad += check(&c.tables, &k, usage + h * c.nr, quality + h * c.nr, held + h * c.nr, &s, lies + h * c.nr);
-        s.last += c.nr, s.same += c.nr, s.bad += c.nr, s.known += c.nr, s.liar += c.nr, s.good += c.nr;
+        s.last += c.nr, s.same += c.nr, s.bad += c.nr, s.quiet += c.nr, s.known += c.nr, s.liar += c.nr, s.good += c.nr;
     }
     return finish(&c, PyLong_FromLongLong(bad));
+}
+
+static PyObject *py_keep_back(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    call_t c;
+    if (!counted(count, 15)) return NULL;
+    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
+    const int64_t *ticks = take(&c.buffers, args[2], 'l', 4, false);
+    trust_t k = {.near_limit = PyFloat_AsDouble(args[3]), .movable = take(&c.buffers, args[4], '?', R, false)};
+    if (PyErr_Occurred()) c.buffers.failed = true;
+    const bool *present = take(&c.buffers, args[5], '?', c.n, false);
+    const double *usage = REAL(6, c.nr), *limit = REAL(7, c.nr);
+    const uint8_t *quality = take(&c.buffers, args[8], 'B', c.hosts * c.nr, false);
+    trust_state_t s = {.bad = WHOLE_OUT(9, c.nr), .quiet = WHOLE_OUT(10, c.nr)};
+    bool *flags = take(&c.buffers, args[11], '?', 3 * c.hosts * c.nr, true), *aged = FLAG_OUT(12, c.n);
+    double *ask = REAL_OUT(13, c.nr), *need = REAL_OUT(14, c.nr);
+    if (!c.buffers.failed) {
+        k.lost_ticks = ticks[1], k.doubt_ticks = ticks[2];
+        s.liar = flags + c.hosts * c.nr;
+    }
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
+        Py_ssize_t at = h * c.nr;
+        keep_back(&c.tables, &k, present, usage + at, limit + at, quality + at, &s, aged + h * c.n, ask + at, need + at);
+        s.bad += c.nr, s.quiet += c.nr, s.liar += c.nr;
+    }
+    return finish(&c, none());
 }
 
 static PyObject *py_request(PyObject *self, PyObject *const *args, Py_ssize_t count) {
@@ -326,7 +352,7 @@ PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count);
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
                                 METHOD(estimate),   METHOD(follow),        METHOD(room_left), METHOD(place),
-                                METHOD(place_ways), METHOD(check),         METHOD(request),   METHOD(stand_back),
+                                METHOD(place_ways), METHOD(check),         METHOD(keep_back),   METHOD(request),   METHOD(stand_back),
                                 METHOD(note_over),  METHOD(network),       METHOD(push),
                                 METHOD(mix),        {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};

@@ -15,6 +15,11 @@ static bool stands_still(const trust_t *k, double usage, uint8_t quality, double
     return still && *same >= (stale ? k->lost_ticks : k->frozen_ticks);
 }
 
+static void note_quiet(const trust_t *k, double usage, int64_t *quiet) {
+    if (usage == 0.0) *quiet = *quiet < 0 ? 1 : *quiet < k->lost_ticks ? *quiet + 1 : *quiet;
+    else if (!isnan(usage)) *quiet = *quiet > 0 ? -k->waking_ticks : *quiet < 0 ? *quiet + 1 : 0;
+}
+
 /* Trust.check() of one host: fill ``lies``; returns how many entries are bad. */
 int64_t check(const tables_t *t, const trust_t *k, const double *usage, const uint8_t *quality, const int64_t *held,
               trust_state_t *s, bool *lies) {
@@ -22,6 +27,7 @@ int64_t check(const tables_t *t, const trust_t *k, const double *usage, const ui
     for (int64_t at = 0; at < nr; at++) {
         bool still = stands_still(k, usage[at], quality[at], s->last[at], &s->same[at]);
         s->last[at] = usage[at];
+        note_quiet(k, usage[at], &s->quiet[at]);
         s->good[at] = k->passed && usage[at] >= 0.0 && usage[at] <= k->top[at] && !still;
     }
     for (int64_t q = 0; q < t->pools; q++) {
@@ -42,6 +48,33 @@ int64_t check(const tables_t *t, const trust_t *k, const double *usage, const ui
         bad += !s->good[at];
     }
     return bad;
+}
+
+/* Trust.entitle() of one host. */
+void keep_back(const tables_t *t, const trust_t *k, const bool *present, const double *usage, const double *limit,
+             const uint8_t *quality, const trust_state_t *s, bool *aged, double *ask, double *need) {
+    for (int64_t i = 0; i < t->n; i++) {
+        int64_t first = i * R, mem = first + MEMORY;
+        bool quiet[R], runs = usage[first + CPU] > 0.0 || usage[mem] > 0.0 || usage[first + IO] > 0.0;
+        for (int r = 0; r < R; r++)
+            quiet[r] = s->quiet[first + r] < 0 ||
+                       (runs && s->quiet[first + r] > 0 && s->quiet[first + r] < k->lost_ticks);
+        bool old = quality[mem] & STALE, near = old && usage[mem] >= k->near_limit * limit[mem];
+        bool whole = quiet[CPU] || quiet[MEMORY] || near, before = aged[i];
+        aged[i] = old;
+        if (!present[i]) continue;
+        for (int r = 0; r < R; r++) {
+            int64_t at = first + r;
+            double reserved = (double)t->reservation[at];
+            bool doubt = s->bad[at] >= k->doubt_ticks;
+            bool due = doubt || (r != CACHE && whole) || (r == MEMORY && (old || before)) || (r == IO && quiet[IO]);
+            if (due && ask[at] < reserved) ask[at] = reserved;
+            if (doubt && (s->liar[at] || s->bad[at] >= k->lost_ticks) && k->movable[r]) {
+                ask[at] = reserved;
+                if (need[at] > reserved) need[at] = reserved;
+            }
+        }
+    }
 }
 
 static double between(double x, int64_t low, int64_t high) { /* what is no number stays none */

@@ -145,6 +145,7 @@ def test_the_same_is_believed_and_asked(host: Host, seed: int) -> None:
         for name in ("usage", "demand_low", "quality"):
             np.copyto(getattr(new, name), getattr(reading, name), where=kept)
         new.quality[rng.random(batch.shape) < 0.1] |= np.uint8(Quality.STALE)
+        new.usage[rng.random(batch.shape) < 0.1] = 0.0
         new.present[:] = rng.random(len(host)) < 0.9
         reading = new
         held = rng.integers(0, host.cap + 1, batch.shape)
@@ -157,11 +158,11 @@ def test_the_same_is_believed_and_asked(host: Host, seed: int) -> None:
         use(True)
         got = fast.check(reading, held)
         make_request(forecast, batch, got, 1.05, a)
-        fast.entitle(a, reading.present)
+        fast.entitle(a, got)
         use(False)
         wanted = reference.check(reading, held)
         make_request(forecast, batch, wanted, 1.05, b)
-        reference.entitle(b, reading.present)
+        reference.entitle(b, wanted)
         for name in ("usage", "demand_low", "wait_ns", "quality"):
             np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
         for name in ("ask", "need", "usage", "backlog", "delay_ticks"):

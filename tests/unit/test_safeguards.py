@@ -21,7 +21,7 @@ from foreshare.policies.allocators import Request, Triage, WaterFilling
 from foreshare.policies.assess import LEAST_TICKS
 from foreshare.policies.decide import UNHURRIED, DecideOptions, Mind, decide_tick
 from foreshare.policies.forecast import LastValue
-from foreshare.policies.host import CACHE, CPU, Host, IntArray, Placement
+from foreshare.policies.host import CACHE, CPU, IO, MEMORY, Host, IntArray, Placement
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import make_mind
 from foreshare.policies.standing import Standing, StandingOptions
@@ -125,6 +125,52 @@ def test_who_cannot_be_measured_has_its_reservation(spoil: Callable[[Reading], N
         decision = decide_tick(mind, idle_reading(host, t))
     assert not mind.trust.doubted_vms(reading.present).any(), "it makes sense again"
     assert (decision.request.ask[0, [0, 2, 3]] < RESERVED[[0, 2, 3]]).all()
+
+
+def silent(resource: int) -> Callable[[Reading], None]:
+    def spoil(r: Reading) -> None:
+        r.usage[0, resource] = r.demand_low[0, resource] = 0.0
+
+    return spoil
+
+
+def old_and_near_its_limit(r: Reading) -> None:
+    r.quality[0, MEMORY] = Quality.STALE
+    r.limit[0, MEMORY] = 1.5 * r.usage[0, MEMORY]
+
+
+def old(r: Reading) -> None:
+    r.quality[0, MEMORY] = Quality.STALE
+    r.limit[0, MEMORY] = 9.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reserved"),
+    [(silent(MEMORY), [CPU, MEMORY, IO]), (silent(CPU), [CPU, MEMORY, IO]), (silent(IO), [IO]),
+     (old_and_near_its_limit, [CPU, MEMORY, IO]), (old, [MEMORY])],
+)  # fmt: skip
+def test_what_may_stand_still_is_no_ground_to_lend_what_is_reserved(
+    spoil: Callable[[Reading], None], reserved: list[int]
+) -> None:
+    """A counter that says 0 beside others that count, and a bandwidth that was read ticks ago, may hide a burst."""
+    host = small_host()
+    mind = make_mind("triage", host, UNHURRIED)
+    for t in range(30):
+        decide_tick(mind, idle_reading(host, t))
+    others = [r for r in (CPU, MEMORY, IO) if r not in reserved]
+    for t in range(30, 30 + LOST_TICKS - 1):
+        reading = idle_reading(host, t)
+        spoil(reading)
+        decision = decide_tick(mind, reading)
+        assert (decision.placement.units[0, reserved] >= RESERVED[reserved]).all()
+        assert t < 50 or (decision.request.ask[0, others] < RESERVED[others]).all()
+        assert (decision.request.ask[1:, CPU] < RESERVED[CPU]).all()
+    for t in range(130, 145):
+        reading = idle_reading(host, t)
+        if spoil not in (old, old_and_near_its_limit):
+            spoil(reading)  # after LOST_TICKS a counter that says 0 is believed
+        decision = decide_tick(mind, reading)
+    assert (decision.request.ask[0, [CPU, MEMORY, IO]] < RESERVED[[CPU, MEMORY, IO]]).all()
 
 
 @pytest.mark.parametrize("spoil", [impossible, infinite, lying])
