@@ -128,6 +128,7 @@ class ControlLoop:
         self, hal: Hal, mind: Mind, options: LoopOptions | None = None, observers: Sequence[Observer] = ()
     ) -> None:
         self.hal, self.mind = hal, mind
+        mind.rests = True
         self.options = options or LoopOptions()
         self.observers = list(observers)
         self.counts = Counts()

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.policies.host import CACHE, Host, IntArray, R
+from foreshare.policies import kernel
+from foreshare.policies.host import CACHE, FloatArray, Host, IntArray, R
 
 from .base import Request
 from .triage import Triage
@@ -39,12 +40,26 @@ class Corrected:
         if self.action is None or not self.action.any():
             self.base.favour = None
             return self.base.allocate(request, host, tick)
-        total = np.clip(self.action, -LIMIT, LIMIT)
+        self.base.favour, ask, need = self._correct(self.action, request, host)
+        return self.base.allocate(Request(ask, need, request.usage, request.backlog, request.delay_ticks), host, tick)
+
+    @staticmethod
+    def _correct(
+        action: npt.NDArray[np.floating], request: Request, host: Host
+    ) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return what the standings are multiplied with (..., N), and what is asked and needed (..., N, R) then."""
+        if kernel.compiled is not None:
+            favour, ask, need = np.empty(host.shape[:-1]), np.empty(host.shape), np.empty(host.shape)
+            kernel.compiled.correct(
+                kernel.tables(host), kernel.hosts_in(host), LIMIT, np.ascontiguousarray(action, np.float64),
+                request.ask, request.need, favour, ask, need,
+            )  # fmt: skip
+            return favour, ask, need
+        total = np.clip(action, -LIMIT, LIMIT)
         unknown = np.isnan(total)
         if unknown.any():
             total[unknown] = 0.0
         factor = np.exp(total)
-        self.base.favour = factor[..., 0]
         need = request.need * factor[..., 1:]
         np.clip(need, host.floor, host.cap, out=need)
         need[..., CACHE] = request.need[..., CACHE]
@@ -52,6 +67,4 @@ class Corrected:
         np.maximum(ask, need, out=ask)
         ask[..., CACHE] *= factor[..., 1 + CACHE]
         np.clip(ask, host.floor, host.cap, out=ask)
-        return self.base.allocate(
-            Request(ask, need, request.usage, request.backlog, request.delay_ticks), host, tick
-        )  # fmt: skip
+        return factor[..., 0], ask, need

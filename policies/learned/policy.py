@@ -64,7 +64,4 @@ def learned_mind(network: Network, inner: Mind, options: DecideOptions | None = 
     """
     if not isinstance(inner.policy, Triage):
         raise InputError(f"policy {inner.policy.name!r} takes no corrections")
-    policy = Learned(inner.policy, network, name)
-    mind = Mind(inner.host, inner.forecaster, policy, options)
-    policy.attach(mind)
-    return mind
+    return Mind(inner.host, inner.forecaster, Learned(inner.policy, network, name), options)
