@@ -66,7 +66,7 @@ class Assessor:
 
         ``deadlines``: what was due when they were asked.
         """
-        self._rate = deadlines.rate
+        np.copyto(self._rate, deadlines.rate)
         for kept, given in ((self._policy, policy), (self._default, default)):
             np.copyto(kept, given, casting="unsafe")
             if kernel.compiled is not None:

@@ -29,7 +29,7 @@ def ticks_to_target(host: Host, tick_ms: float) -> IntArray:
 
 
 class Deadlines:
-    """Follows requests tick by tick; arrays (..., N) are new with every :meth:`update`."""
+    """Follows requests tick by tick; arrays (..., N) change with every :meth:`update`: copy what you keep."""
 
     def __init__(self, tick_ms: float) -> None:
         self.tick_ms = tick_ms
@@ -52,8 +52,6 @@ class Deadlines:
             self._bind(host)
         self._at = (self._at + 1) % len(self._ring)
         if kernel.compiled is not None:
-            self.overdue, self.rate = np.empty(self._done.shape), np.empty(self._done.shape)
-            self.rates = np.empty((len(STEPS) + 1, *self._done.shape))
             kernel.compiled.due(
                 self._tables, self._hosts, self._at, self._per_capacity, self.target, self._lag, self._within,
                 request.usage, request.need, request.backlog, self._done, self._ring, self.overdue, self.rates,
@@ -70,13 +68,12 @@ class Deadlines:
         if came.ndim > 2:
             came = np.moveaxis(came, 1, -1)
         due = np.minimum(np.maximum(came - self._done, 0.0), backlog)
-        self.overdue = due[0] / usual
-        self.rates = np.empty((len(STEPS) + 1, *backlog.shape))
+        np.divide(due[0], usual, out=self.overdue)
         within = self._within.reshape(len(STEPS), *(1,) * (backlog.ndim - 1), -1)
         np.divide(due[1:], within, out=self.rates[:-1])
         np.divide(backlog, self.target, out=self.rates[-1])
         self.rates /= usual
-        self.rate = self.rates.max(axis=0)
+        self.rates.max(axis=0, out=self.rate)
 
     def _bind(self, host: Host) -> None:
         capacity = np.zeros(R)
@@ -91,6 +88,7 @@ class Deadlines:
         self._lag = np.maximum(self.target - looks, 0)
         self._within = np.minimum(looks[1:], self.target)
         fresh: FloatArray = np.zeros(before)
+        self.overdue, self.rate, self.rates = np.zeros(before), np.zeros(before), np.zeros((len(looks), *before))
         ring: FloatArray = np.zeros((len(self._ring), *before))
         if self._host is None:
             self._done, self._ring = fresh, ring

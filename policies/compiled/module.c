@@ -1,6 +1,7 @@
 /* The judgement's inner loops for Python: takes numpy arrays as buffers, checks their type, layout and size, and goes
  * over the hosts of a batch. policies/kernel.py says what each array is; a wrong one raises ValueError. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "bindings.h"
 #include "call.h"
@@ -29,18 +30,30 @@ static PyObject *py_priority_sort(PyObject *self, PyObject *const *args, Py_ssiz
     return finish(&c, none());
 }
 
+/* Triage._allocate_compiled(): who stands back, who is served, and what that takes beyond the reservations. */
 static PyObject *py_triage(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 9)) return NULL;
+    if (!counted(count, 12)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     const double *ask = REAL(2, c.nr), *need = REAL(3, c.nr), *backlog = REAL(4, c.nr);
-    const double *weight = REAL(5, c.n);
-    const triage_knobs_t *knobs = take(&c.buffers, args[6], 'd', sizeof(triage_knobs_t) / 8, false);
-    bool *admitted = FLAG_OUT(7, c.n);
-    int64_t *out = WHOLE_OUT(8, c.nr);
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        triage(&c.tables, ask + h * c.nr, need + h * c.nr, backlog + h * c.nr, weight + h * c.n, knobs, admitted + h * c.n,
+    const double *standing = take(&c.buffers, args[5], 'd', c.n, false);
+    bool any_favour = args[6] != Py_None;
+    const double *favour = any_favour ? REAL(6, c.n) : NULL;
+    const triage_knobs_t *knobs = take(&c.buffers, args[7], 'd', sizeof(triage_knobs_t) / 8, false);
+    const double *per_share = take(&c.buffers, args[8], 'd', c.nr, false);
+    double *over = REAL_OUT(9, c.n);
+    bool *admitted = FLAG_OUT(10, c.n);
+    int64_t *out = WHOLE_OUT(11, c.nr);
+    double *weight = c.buffers.failed ? NULL : malloc(sizeof *weight * (size_t)(c.n + 1));
+    if (!c.buffers.failed && !weight) PyErr_NoMemory();
+    for (Py_ssize_t h = 0; weight && h < c.hosts; h++) {
+        stand_back(&c.tables, standing, over + h * c.n, knobs->thrift, weight);
+        for (Py_ssize_t i = 0; any_favour && i < c.n; i++) weight[i] *= favour[h * c.n + i];
+        triage(&c.tables, ask + h * c.nr, need + h * c.nr, backlog + h * c.nr, weight, knobs, admitted + h * c.n,
                out + h * c.nr, &c.scratch);
+        note_over(&c.tables, out + h * c.nr, per_share, knobs->thrift_ticks, over + h * c.n);
+    }
+    free(weight);
     return finish(&c, none());
 }
 
@@ -84,13 +97,24 @@ static PyObject *py_estimate(PyObject *self, PyObject *const *args, Py_ssize_t c
 
 static PyObject *py_follow(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 13)) return NULL;
+    if (!counted(count, 20)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     const follow_knobs_t *knobs = take(&c.buffers, args[2], 'd', sizeof(follow_knobs_t) / 8, false);
     const double *demand = REAL(3, c.nr), *backlog = REAL(4, c.nr);
     follow_t f = {.level = REAL_OUT(5, c.nr), .error = REAL_OUT(6, c.nr), .before = REAL_OUT(7, c.nr),
                   .ways = REAL_OUT(8, c.n), .fresh = FLAG_OUT(9, c.n)};
     double *mean = REAL_OUT(10, c.nr), *upper = REAL_OUT(11, c.nr), *clearing = REAL_OUT(12, c.nr);
+    /* What the estimate says goes into the forecast as it is. */
+    const double *usage = REAL(13, c.nr), *delay = REAL(14, c.n);
+    const bool *sure = take(&c.buffers, args[15], '?', c.hosts * c.n, false);
+    double *usage_out = REAL_OUT(16, c.nr), *backlog_out = REAL_OUT(17, c.nr), *delay_out = REAL_OUT(18, c.n);
+    bool *unsure = FLAG_OUT(19, c.n);
+    if (!c.buffers.failed) {
+        size_t all = sizeof *usage * (size_t)(c.hosts * c.nr);
+        memcpy(usage_out, usage, all), memcpy(backlog_out, backlog, all);
+        memcpy(delay_out, delay, sizeof *delay * (size_t)(c.hosts * c.n));
+        for (Py_ssize_t i = 0; i < c.hosts * c.n; i++) unsure[i] = !sure[i];
+    }
     for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
         Py_ssize_t at = h * c.nr;
         follow(&c.tables, knobs, demand + at, backlog + at, &f, mean + at, upper + at, clearing + at);
@@ -174,41 +198,16 @@ static PyObject *py_request(PyObject *self, PyObject *const *args, Py_ssize_t co
     return finish(&c, none());
 }
 
-static PyObject *py_stand_back(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    call_t c;
-    if (!counted(count, 6)) return NULL;
-    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
-    const double *weight = take(&c.buffers, args[2], 'd', c.n, false), *over = REAL(3, c.n);
-    double thrift = PyFloat_AsDouble(args[4]), *out = REAL_OUT(5, c.n);
-    if (PyErr_Occurred()) c.buffers.failed = true;
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        stand_back(&c.tables, weight, over + h * c.n, thrift, out + h * c.n);
-    return finish(&c, none());
-}
-
-static PyObject *py_note_over(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    call_t c;
-    if (!counted(count, 6)) return NULL;
-    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
-    const int64_t *units = WHOLE(2, c.nr);
-    const double *per_share = take(&c.buffers, args[3], 'd', c.nr, false);
-    double ticks = PyFloat_AsDouble(args[4]), *over = REAL_OUT(5, c.n);
-    if (PyErr_Occurred()) c.buffers.failed = true;
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        note_over(&c.tables, units + h * c.nr, per_share, ticks, over + h * c.n);
-    return finish(&c, none());
-}
-
 PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count); /* forecast_module.c */
 PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
-static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
-                                METHOD(estimate),   METHOD(follow),        METHOD(place),
-                                METHOD(place_ways), METHOD(check),         METHOD(request),   METHOD(stand_back),
-                                METHOD(note_over),  METHOD(network),       METHOD(push),
-                                METHOD(mix),        METHOD(due),           METHOD(encode),    METHOD(correct),
-                                METHOD(shrink),     METHOD(difference),    {NULL, NULL, 0, NULL}};
+static PyMethodDef methods[] = {
+    METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit), METHOD(estimate),
+    METHOD(follow), METHOD(place), METHOD(place_ways), METHOD(check), METHOD(request),
+    METHOD(network), METHOD(push), METHOD(mix), METHOD(due), METHOD(encode),
+    METHOD(correct), METHOD(shrink), METHOD(difference), {NULL, NULL, 0, NULL},
+};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

@@ -153,12 +153,12 @@ static double clipped(double x, int64_t low, int64_t high) {
 }
 
 /* Corrected.allocate() of one host, but for asking triage. */
-void correct(const tables_t *t, double limit, const double *action, const double *ask, const double *need,
+void correct(const tables_t *t, double limit, const float *action, const double *ask, const double *need,
              double *favour, double *ask_out, double *need_out) {
     for (int64_t i = 0; i < t->n; i++) {
         double factor[ACTIONS];
         for (int k = 0; k < ACTIONS; k++) {
-            double x = action[i * ACTIONS + k];
+            double x = (double)action[i * ACTIONS + k];
             x = isnan(x) ? 0.0 : x < -limit ? -limit : smaller(x, limit);
             factor[k] = exp(x);
         }

@@ -41,7 +41,7 @@ void encode(const tables_t *t, const view_t *v, const seen_t *in, double *last, 
             float *vms, float *whole);
 
 /* Corrected.allocate() without the allocation */
-void correct(const tables_t *t, double limit, const double *action, const double *ask, const double *need,
+void correct(const tables_t *t, double limit, const float *action, const double *ask, const double *need,
              double *favour, double *ask_out, double *need_out);
 
 /* Assessor */

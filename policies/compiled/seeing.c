@@ -61,12 +61,15 @@ PyObject *py_correct(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     double limit = PyFloat_AsDouble(args[2]);
     if (PyErr_Occurred()) c.buffers.failed = true;
-    const double *action = REAL(3, ACTIONS * c.n), *ask = REAL(4, c.nr), *need = REAL(5, c.nr);
+    const float *action = take(&c.buffers, args[3], 'f', c.hosts * ACTIONS * c.n, false);
+    const double *ask = REAL(4, c.nr), *need = REAL(5, c.nr);
     double *favour = REAL_OUT(6, c.n), *ask_out = REAL_OUT(7, c.nr), *need_out = REAL_OUT(8, c.nr);
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+    bool some = false;
+    for (Py_ssize_t k = 0; !c.buffers.failed && !some && k < c.hosts * ACTIONS * c.n; k++) some = action[k] != 0.0f;
+    for (Py_ssize_t h = 0; some && h < c.hosts; h++)
         correct(&c.tables, limit, action + h * ACTIONS * c.n, ask + h * c.nr, need + h * c.nr, favour + h * c.n,
                 ask_out + h * c.nr, need_out + h * c.nr);
-    return finish(&c, none());
+    return finish(&c, PyBool_FromLong(some));
 }
 
 PyObject *py_shrink(PyObject *self, PyObject *const *args, Py_ssize_t count) {

@@ -33,7 +33,6 @@ def compiled_again() -> Iterator[None]:
     kernel.compiled = COMPILED
 
 
-
 def asked(rng: np.random.Generator, host: Host) -> Request:
     ask = np.clip(rng.exponential(rng.choice([2.0, 20.0, 80.0]), host.shape), host.floor, host.cap)
     need = np.clip(ask * rng.uniform(0.2, 1.2, host.shape), host.floor, host.cap)
@@ -102,15 +101,22 @@ def test_what_is_seen_agrees(batch: tuple[int, ...], host: Host, seed: int) -> N
 def test_corrections_agree(batch: tuple[int, ...], kind: type[np.floating], host: Host, seed: int) -> None:
     rng = np.random.default_rng(seed)
     host = Host(host.topology, host.vms, host.active, batch)
-    for _ in range(3):
+    fast, reference = Corrected(Triage()), Corrected(Triage())
+    for tick in range(4):
         request = asked(rng, host)
         action = rng.normal(0.0, 2.0, (*host.shape[:-1], ACTIONS)).astype(kind)
         action[rng.random(action.shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
+        fast.action = reference.action = np.zeros_like(action) if tick == 2 else action
         kernel.compiled = COMPILED
-        fast = Corrected._correct(action, request, host)
+        got = fast._correct(request, host)
         kernel.compiled = None
-        for got, wanted in zip(fast, Corrected._correct(action, request, host), strict=True):
-            np.testing.assert_allclose(got, wanted, rtol=1e-6)
+        wanted = reference._correct(request, host)
+        assert (got is None) == (wanted is None)
+        if got is None or wanted is None:
+            continue
+        np.testing.assert_allclose(got, wanted, rtol=1e-9)
+        np.testing.assert_allclose(fast._asked.ask, reference._asked.ask, rtol=1e-9)
+        np.testing.assert_allclose(fast._asked.need, reference._asked.need, rtol=1e-9)
 
 
 @pytest.mark.parametrize("batch", BATCHES, ids=["one host", "three"])
@@ -146,8 +152,8 @@ def spoiled(rng: np.random.Generator, host: Host) -> Reading:
 
 
 def test_who_shares_a_mind_shares_its_deadlines() -> None:
-    from foreshare.envs.simulator.scenario import load_scenario
     from foreshare.envs.simulator.host import Simulator
+    from foreshare.envs.simulator.scenario import load_scenario
 
     model = Simulator(load_scenario("mixed"), hosts=1, seed=0).model
     host = Host(model.topology, model.vms)
