@@ -19,10 +19,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .allocators.base import Request
+from . import kernel
 from .axes import total
 from .deadlines import Deadlines
-from .forecast import observed_demand
+from .forecast import PROBE, observed_demand
 from .host import CACHE, FloatArray, Host
 from .reading import Reading
 
@@ -39,8 +39,7 @@ Units = npt.NDArray[np.generic]
 class Assessor:
     """Compares the policy with the default, tick by tick."""
 
-    def __init__(self, host: Host, tick_ms: float = 10.0) -> None:
-        self._deadlines = Deadlines(tick_ms)
+    def __init__(self, host: Host) -> None:
         self.rebind(host)
         self.ticks = 0
         self.mean = 0.0
@@ -56,17 +55,23 @@ class Assessor:
         self._policy = np.zeros(host.shape)
         self._default = np.zeros(host.shape)
         self._seen = np.zeros(host.shape)
-        self._pressing: FloatArray = np.ones(host.shape[:-1])
+        self._rate: FloatArray = np.ones(host.shape[:-1])
         self._pending = False
         self._judged = host.movable.copy()
         self._judged[CACHE] = False  # best effort: who has no ways of his own has the shared ones
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
 
-    def propose(self, policy: Units, default: Units, request: Request) -> None:
-        """Keep what each would give, (..., N, R), for ``request`` until the next reading tells what it was worth."""
-        self._deadlines.update(request, self._host)
-        self._pressing = np.clip(self._deadlines.rates.max(axis=0), LEAST_PRESSING, 1.0)
+    def propose(self, policy: Units, default: Units, deadlines: Deadlines) -> None:
+        """Keep what each would give, (..., N, R), until the next reading tells what it was worth.
+
+        ``deadlines``: what was due when they were asked.
+        """
+        np.copyto(self._rate, deadlines.rate)
         for kept, given in ((self._policy, policy), (self._default, default)):
             np.copyto(kept, given, casting="unsafe")
+            if kernel.compiled is not None:
+                kernel.compiled.shrink(self._tables, self._hosts, kept)
+                continue
             for rows, cols, capacity in self._capacity:
                 block = kept[..., rows, cols]
                 over = total(block) / np.maximum(capacity, 1.0)
@@ -79,15 +84,24 @@ class Assessor:
         if not self._pending:
             return
         self._pending = False
-        demand = observed_demand(reading, self._seen)
-        np.copyto(demand, 0.0, where=~np.isfinite(demand))
-        demand = demand * self._pressing[..., None]
-        difference = self._loss(self._policy, demand) - self._loss(self._default, demand)
+        difference = self._difference(reading)
         self.ticks += 1
         gain = max(GAIN, 1.0 / self.ticks)
         step = difference - self.mean
         self.mean += gain * step
         self._square += gain * (step * step - self._square)
+
+    def _difference(self, reading: Reading) -> float:
+        """Return by how much more of what was due the policy would have left undone than the default."""
+        if kernel.compiled is not None:
+            return float(kernel.compiled.difference(
+                self._tables, self._hosts, LEAST_PRESSING, PROBE, self._judged, self._weight, reading.usage,
+                reading.demand_low, reading.quality, self._rate, self._policy, self._default,
+            ))  # fmt: skip
+        demand = observed_demand(reading, self._seen)
+        np.copyto(demand, 0.0, where=~np.isfinite(demand))
+        demand = demand * np.clip(self._rate, LEAST_PRESSING, 1.0)[..., None]
+        return self._loss(self._policy, demand) - self._loss(self._default, demand)
 
     def _loss(self, given: FloatArray, demand: FloatArray) -> float:
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -74,17 +74,18 @@ class BacklogForecaster:
         """See :class:`~.forecast.Forecaster`."""
         k, e = self.knobs, self.estimator
         e.update(reading)
-        np.copyto(into.backlog, e.backlog)
-        np.copyto(into.delay_ticks, e.delay_ticks)
-        np.copyto(into.usage, e.usage)
-        np.logical_not(e.sure, out=into.unsure)
         if kernel.compiled is not None:
             f = self._ewma
             kernel.compiled.follow(
                 self._tables, self._hosts, self._constants, e.demand, e.backlog,
                 f.level, f.error, self._before, self._ways, f.fresh, into.mean, into.upper, into.clearing,
+                e.usage, e.delay_ticks, e.sure, into.usage, into.backlog, into.delay_ticks, into.unsure,
             )  # fmt: skip
             return
+        np.copyto(into.backlog, e.backlog)
+        np.copyto(into.delay_ticks, e.delay_ticks)
+        np.copyto(into.usage, e.usage)
+        np.logical_not(e.sure, out=into.unsure)
         seen = self._seen
         np.copyto(seen, e.demand)
         self._ewma.learn(seen, into)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import kernel
 from .allocators.base import Request, former_rows
 from .forecast import carry
 from .host import CACHE, FloatArray, Host, IntArray, R
@@ -22,11 +23,16 @@ STEPS = (1, 2, 4, 8)
 _TINY = 1e-9
 
 
+def ticks_to_target(host: Host, tick_ms: float) -> IntArray:
+    """Return (N,) the VMs' latency targets in ticks, from 1 to MOST_TICKS."""
+    return np.clip(np.rint(host.vms.target_ms / tick_ms), 1, MOST_TICKS).astype(np.int64)
+
+
 class Deadlines:
-    """Follows requests tick by tick; arrays (..., N) are new with every :meth:`update`."""
+    """Follows requests tick by tick; arrays (..., N) change with every :meth:`update`: copy what you keep."""
 
     def __init__(self, tick_ms: float) -> None:
-        self._tick_ms = tick_ms
+        self.tick_ms = tick_ms
         self._host: Host | None = None
         self._at = 0
         self._done: FloatArray = np.zeros(0)
@@ -37,15 +43,24 @@ class Deadlines:
         """Work that is late already, in ticks of mean demand."""
         self.rates = np.zeros((len(STEPS) + 1, 0))
         """(steps, ..., N) rate at which to work in order to be in time: ``due_k / k``, relative to the mean demand."""
+        self.rate = np.zeros(0)
+        """(..., N) the largest of the rates."""
 
     def update(self, request: Request, host: Host) -> None:
         """Take in what is known at the end of a tick."""
         if host is not self._host:
             self._bind(host)
+        self._at = (self._at + 1) % len(self._ring)
+        if kernel.compiled is not None:
+            kernel.compiled.due(
+                self._tables, self._hosts, self._at, self._per_capacity, self.target, self._lag, self._within,
+                request.usage, request.need, request.backlog, self._done, self._ring, self.overdue, self.rates,
+                self.rate,
+            )  # fmt: skip
+            return
         self._done += request.usage @ self._per_capacity
         backlog = request.backlog @ self._per_capacity
         usual = np.maximum(request.need @ self._per_capacity, _TINY)
-        self._at = (self._at + 1) % len(self._ring)
         self._ring[self._at] = self._done + backlog
         # What came until each of the ticks that are looked back at: the indexed axes come first.
         slots = (self._at - self._lag) % len(self._ring)
@@ -53,11 +68,12 @@ class Deadlines:
         if came.ndim > 2:
             came = np.moveaxis(came, 1, -1)
         due = np.minimum(np.maximum(came - self._done, 0.0), backlog)
-        self.overdue = due[0] / usual
-        self.rates = np.empty((len(STEPS) + 1, *backlog.shape))
-        np.divide(due[1:], self._within, out=self.rates[:-1])
+        np.divide(due[0], usual, out=self.overdue)
+        within = self._within.reshape(len(STEPS), *(1,) * (backlog.ndim - 1), -1)
+        np.divide(due[1:], within, out=self.rates[:-1])
         np.divide(backlog, self.target, out=self.rates[-1])
         self.rates /= usual
+        self.rates.max(axis=0, out=self.rate)
 
     def _bind(self, host: Host) -> None:
         capacity = np.zeros(R)
@@ -67,11 +83,12 @@ class Deadlines:
         self._per_capacity[CACHE] = 0.0
         n, before = len(host), host.shape[:-1]
         self._rows = np.arange(n)
-        self.target = np.clip(np.rint(host.vms.target_ms / self._tick_ms), 1, MOST_TICKS).astype(np.int64)
+        self.target = ticks_to_target(host, self.tick_ms)
         looks = np.array([0, *STEPS])[:, None]
         self._lag = np.maximum(self.target - looks, 0)
-        self._within = np.minimum(looks[1:], self.target).reshape(len(STEPS), *(1,) * len(host.batch), n)
+        self._within = np.minimum(looks[1:], self.target)
         fresh: FloatArray = np.zeros(before)
+        self.overdue, self.rate, self.rates = np.zeros(before), np.zeros(before), np.zeros((len(looks), *before))
         ring: FloatArray = np.zeros((len(self._ring), *before))
         if self._host is None:
             self._done, self._ring = fresh, ring
@@ -79,4 +96,5 @@ class Deadlines:
             rows = former_rows(self._host, host)
             self._done = carry(self._done, rows, fresh, axis=-1)
             self._ring = carry(self._ring, rows, ring, axis=-1)
+        self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
         self._host = host

@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from .allocators import Allocator, PrioritySort, Request
 from .allocators.base import make_request
 from .ask import ABSENCES, Answer, Asker, Inline, Units
 from .assess import Assessor
+from .deadlines import Deadlines
 from .errors import InputError
 from .forecast import Forecast, Forecaster, carry
 from .guard import Guard, GuardOptions
@@ -81,6 +83,15 @@ class Decision:
     """(N, R) what the default (triage) would have decided, where the Mind has one: the anchor of a trust region."""
 
 
+@runtime_checkable
+class Sees(Protocol):
+    """A policy that looks at more than a request."""
+
+    def attach(self, mind: Mind) -> None:
+        """See from now on what ``mind`` knows."""
+        ...
+
+
 class Mind:
     """Everything that decide_tick needs from tick to tick: models, guard, placer and preallocated buffers.
 
@@ -100,15 +111,23 @@ class Mind:
         self.fallback = PrioritySort()
         self.standing = Standing(self.options.standing)
         self.trust = Trust(host)
-        self.assessor = Assessor(host, self.options.tick_ms) if default is not None else None
+        self.assessor = Assessor(host) if default is not None else None
         self.guard = Guard(host, self.options.guard)
         self.placer: Placer | BatchPlacer = BatchPlacer(host) if host.batch else Placer(host)
         self.tick = 0
         self.stage_ns: npt.NDArray[np.int64] = np.zeros(len(STAGES), np.int64)
         """Nanoseconds that each of STAGES took in the latest tick."""
         self.clock_ns: Callable[[], int] = time.perf_counter_ns
+        self.rests = False
+        """Somebody calls :meth:`rest` after every tick: what need not be done within one is left for then."""
         self._double: Mind | None = None
+        self._deadlines: Deadlines | None = None
+        self._due = False
         self._bind(host)
+        if default is not None:
+            self.follow_deadlines(self.options.tick_ms)
+        if isinstance(policy, Sees):
+            policy.attach(self)
 
     def _bind(self, host: Host) -> None:
         n, batch = len(host), host.batch
@@ -124,6 +143,8 @@ class Mind:
         self.pinned: BoolArray = np.zeros(n, bool)
         """(N,) VMs that get exactly their reservation, whoever decides: their controls do not obey."""
         self._kept: Answer | None = None
+        self._checked: Reading | None = None
+        self._proposed: Units | None = None
         self._cold = True
         self._fixed = host.vms.isolation == Isolation.SECURITY
         self._any_fixed = bool(self._fixed.any())
@@ -131,7 +152,28 @@ class Mind:
 
     def assess_against(self, default: Allocator) -> None:
         """Assess the policy against ``default`` from now on, which decides while it is benched for doing worse."""
-        self.default, self.assessor = default, Assessor(self.host, self.options.tick_ms)
+        self.default, self.assessor = default, Assessor(self.host)
+        self.follow_deadlines(self.options.tick_ms)
+
+    def follow_deadlines(self, tick_ms: float) -> None:
+        """See to it that :attr:`deadlines` is there, tick by tick from now on.
+
+        Raises InputError where somebody else here counts in ticks of another length.
+        """
+        if self._deadlines is None:
+            self._deadlines = Deadlines(tick_ms)
+        if self._deadlines.tick_ms != tick_ms:
+            raise InputError(f"deadlines are counted in ticks of {self._deadlines.tick_ms} ms here, not {tick_ms}")
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """What is due when after the latest request. Raises InputError where nobody follows it."""
+        if self._deadlines is None:
+            raise InputError("nobody follows deadlines here")
+        if not self._due:
+            self._due = True
+            self._deadlines.update(self.request, self.host)
+        return self._deadlines
 
     def rebind(self, host: Host) -> None:
         """Carry on with another set of VMs on the same hardware; VMs known by UUID keep their history and place."""
@@ -169,10 +211,9 @@ class Mind:
         double = self._double
         if double is None or double.host is not self.host:
             policy = (self.default or self.fallback) if self.asker.beside else self.policy
-            double = self._double = Mind(
-                self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), UNHURRIED,
-                default=copy.deepcopy(self.default),
-            )  # fmt: skip
+            unhurried = replace(self.options, policy_budget_ns=UNHURRIED.policy_budget_ns)
+            double = Mind(self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), unhurried)
+            self._double = double
         return decide_tick(double, reading)
 
     def adopt(self, placement: Placement) -> None:
@@ -181,6 +222,7 @@ class Mind:
 
     def rest(self, slack_ns: int) -> None:
         """Do what is done between ticks; ``slack_ns`` are left until the next one."""
+        self.assess()
         if self._cold:  # the policy left no time for a shadow: the fallback stays warm here
             self.fallback.allocate(self.request, self.host, self.tick)
         standing = self.standing
@@ -188,6 +230,18 @@ class Mind:
         found = self.asker.rest(slack_ns, wanted)
         if found is not None:
             standing.fault(found.fault, self.tick)
+
+    def assess(self) -> None:
+        """Score what was proposed a tick ago by the latest reading, and keep what was proposed now."""
+        reading, proposed, self._checked, self._proposed = self._checked, self._proposed, None, None
+        if self.assessor is None or self.default is None or reading is None:
+            return
+        self.assessor.score(reading)
+        out = self.decision
+        if out.default is None:
+            out.default = self.default.allocate(self.request, self.host, self.tick - 1)
+        if proposed is not None:
+            self.assessor.propose(proposed, out.default, self.deadlines)
 
     def close(self) -> None:
         """Let go of the policy."""
@@ -207,9 +261,7 @@ def decide_tick(mind: Mind, reading: Reading) -> Decision:
 def forecast_tick(mind: Mind, reading: Reading) -> Request:
     """Do the first half of a tick: take in a reading, return what the VMs ask. Policies see no more than this."""
     host, start = mind.host, mind.clock_ns()
-    reading = mind.trust.check(reading, mind.held)
-    if mind.assessor is not None:
-        mind.assessor.score(reading)
+    reading = mind._checked = mind.trust.check(reading, mind.held)
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading, mind.options.headroom, mind.request)
     if not mind.forecast.exact:
@@ -219,6 +271,9 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
     mind._any_pinned = bool(mind.pinned.any())
     if mind._any_pinned:
         mind.request.ask[..., mind.pinned, :] = host.reservation[mind.pinned]
+    mind._due = mind._deadlines is not None
+    if mind._deadlines is not None:
+        mind._deadlines.update(mind.request, host)
     mind.stage_ns[0] = mind.clock_ns() - start
     return mind.request
 
@@ -248,20 +303,27 @@ def conclude_tick(mind: Mind) -> Decision:
     done = now()
     mind.stage_ns[1:] = decide_done - start, guard_done - decide_done, done - guard_done
     mind.tick += 1
+    if not mind.rests:
+        mind.assess()
     return out
 
 
 def _propose(mind: Mind, out: Decision) -> Units:
     """Ask the policy, and whoever runs in its shadow; fill who decided and why, and return what is proposed."""
-    host, tick, standing = mind.host, mind.tick, mind.standing
-    if standing.benched_for == "worse" and tick >= standing.until and mind.assessor and not mind.assessor.recovered:
+    host, tick, standing, assessor = mind.host, mind.tick, mind.standing, mind.assessor
+    if standing.benched_for == "worse" and tick >= standing.until and assessor and not assessor.recovered:
         standing.extend(tick)
+    worse = assessor is not None and not standing.benched_for and assessor.worse
+    if worse:
+        standing.fault("worse", tick)
     may = standing.may_decide(tick)
     asking = may or standing.benched_for == "worse"  # then it shows in the shadow whether it has become better
     if asking:
         mind.asker.begin(mind._shown, host, tick)
     # What runs in the shadow of a policy that thinks beside us costs nothing, and keeps the fallback warm.
-    out.default = mind.default.allocate(mind.request, host, tick) if mind.default is not None else None
+    out.default = None
+    if mind.default is not None and (mind.asker.beside or standing.benched_for == "worse"):
+        out.default = mind.default.allocate(mind.request, host, tick)
     shadow = None if asking and mind.asker.arrived() else mind.fallback.allocate(mind.request, host, tick)
     mind._cold = shadow is None
     answer = mind.asker.end(mind.options.policy_budget_ns, mind.clock_ns) if asking else None
@@ -270,13 +332,16 @@ def _propose(mind: Mind, out: Decision) -> Units:
         out.fault = f"benched ({standing.benched_for}) for {standing.until - tick} ticks more"
     else:
         out.fault_kind, out.fault = answer.fault, answer.why
+    if worse and assessor is not None:
+        out.fault_kind = "worse"
+        out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"
     kept = mind._kept
     if answer is not None and answer.earlier is not None:
         mind._kept = _newer(kept, answer.earlier)
         if answer.earlier.tick < tick:  # else it has come after this tick's time, and is the next one's
             kept = mind._kept
     lasts = kept is not None and kept.units is not None and 0 < tick - kept.tick <= mind.options.expires_ticks
-    _judge(mind, answer, kept if lasts else None, out)
+    _judge(mind, answer, kept if lasts else None)
     out.by_policy, out.age = True, 0
     out.throttled[:] = False
     if not out.fault_kind and answer is not None and answer.units is not None:
@@ -302,12 +367,12 @@ def _newer(one: Answer | None, other: Answer) -> Answer:
     return other if one is None or one.tick < other.tick else one
 
 
-def _judge(mind: Mind, answer: Answer | None, kept: Answer | None, out: Decision) -> None:
-    """Keep the policy's record: strikes, forgiveness, and how it compares with the default.
+def _judge(mind: Mind, answer: Answer | None, kept: Answer | None) -> None:
+    """Keep the policy's record, strikes and forgiveness, and what it proposed.
 
     ``kept``: its answer to an earlier tick, where that has not expired.
     """
-    standing, assessor, tick = mind.standing, mind.assessor, mind.tick
+    standing, tick = mind.standing, mind.tick
     if answer is None:
         return
     units = answer.units
@@ -323,10 +388,4 @@ def _judge(mind: Mind, answer: Answer | None, kept: Answer | None, out: Decision
         return
     else:
         standing.good()
-    if assessor is None or out.default is None or units is None:
-        return
-    assessor.propose(units, out.default, mind.request)
-    if assessor.worse and not standing.benched_for:
-        out.fault_kind = "worse"
-        out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"
-        standing.fault("worse", tick)
+    mind._proposed = units

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ import numpy.typing as npt
 from . import kernel
 from .allocators.base import former_rows
 from .axes import largest, total
-from .deadlines import STEPS, Deadlines
+from .deadlines import STEPS, ticks_to_target
 from .decide import Mind
 from .forecast import carry
 from .host import CPU, IO, MEMORY, RESOURCES, FloatArray, Host, Isolation, R
@@ -100,6 +101,7 @@ _VM_BOUNDS, _HOST_BOUNDS = (
     tuple(np.array([getattr(f, k) for f in features], np.float32) for k in ("low", "high", "default"))
     for features in (VM_FEATURES, HOST_FEATURES)
 )
+_BOUNDS = np.concatenate([*_VM_BOUNDS, *_HOST_BOUNDS])
 
 
 def schema_hash() -> str:
@@ -112,8 +114,8 @@ class Encoder:
     """Turns what a mind knows before it decides into arrays. Remembers by UUID what it needs of the ticks before."""
 
     def __init__(self, mind: Mind, tick_ms: float = 10.0) -> None:
-        self._mind = mind
-        self._deadlines = Deadlines(tick_ms)
+        self._mind, self._tick_ms = mind, tick_ms
+        mind.follow_deadlines(tick_ms)
         self._host: Host | None = None
         self._last = np.zeros(0)
         self._hidden = np.zeros(0)
@@ -129,6 +131,8 @@ class Encoder:
             self._bind(mind.host)
         host = mind.host
         n = len(host)
+        if kernel.compiled is not None:
+            return self._encode_compiled(kernel.compiled)
         # Logarithms of float32 cost less than those of float64.
         blocks = (q.ask, q.need, mind.held, self._reservation, q.backlog)
         amounts = np.concatenate(blocks, axis=-1, dtype=np.float32, casting="unsafe")
@@ -156,11 +160,19 @@ class Encoder:
         whole[..., 3 * R + 1] = np.log1p(q.delay_ticks.sum(axis=-1) / max(n, 1))
         return _within(vms, *_VM_BOUNDS), _within(whole, *_HOST_BOUNDS)
 
+    def _encode_compiled(self, compiled: ModuleType) -> tuple[Float32Array, Float32Array]:
+        mind, q, d = self._mind, self._mind.request, self._mind.deadlines
+        vms, whole = np.empty((*q.ask.shape[:-1], F), np.float32), np.empty((*q.ask.shape[:-2], G), np.float32)
+        compiled.encode(
+            self._tables, self._hosts, self._constants, self._order, _BOUNDS, q.ask, q.need, q.backlog, q.delay_ticks,
+            mind.held, mind.forecast.unsure, d.overdue, d.rates, d.rate, self._last, self._hidden, vms, whole,
+        )  # fmt: skip
+        return vms, whole
+
     def _encode_deadlines(self, out: Float32Array) -> FloatArray:
         """Fill what has to do with targets (..., N, columns); return the rates (..., N), multiples of the need."""
-        mind, q, d = self._mind, self._mind.request, self._deadlines
-        d.update(q, mind.host)
-        rate: FloatArray = d.rates.max(axis=0)
+        mind, q, d = self._mind, self._mind.request, self._mind.deadlines
+        rate = d.rate
         out[..., 0] = np.log(d.target)
         out[..., 1] = 1.0 - q.delay_ticks / d.target
         steps = len(d.rates)
@@ -214,16 +226,17 @@ class Encoder:
         self._weight = np.log(weight / max(float(weight.mean()), 1.0)) if len(host) else weight * 0.0
         self._isolated = host.vms.isolation != Isolation.SHARED
         self._count = np.log1p(np.count_nonzero(host.active))
+        target = ticks_to_target(host, self._tick_ms)
+        self._constants = np.concatenate([  # view_t of compiled/see.h
+            self._per_fair, self._per_capacity, self._per_movable, [self._count], self._priority, self._weight, target,
+            np.log(target), self._isolated,
+        ])  # fmt: skip
 
     def _fits(self, ask: FloatArray) -> FloatArray | float:
         """Return (..., N) the room left at the scarcest resource once every VM ahead has what it asks."""
         host = self._mind.host
         if not len(host) or not host.movable.any():
             return 1.0
-        if kernel.compiled is not None:
-            room = np.empty(ask.shape[:-1])
-            kernel.compiled.room_left(self._tables, self._hosts, ask, self._order, self._per_movable, room)
-            return room
         ordered = ask.take(self._order, axis=-2)
         ahead = (ordered.cumsum(axis=-2) - ordered).take(self._back, axis=-2)
         ahead *= self._per_capacity

@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.envs.hal import Complains, Hal, Plan, Receipt
+from foreshare.envs.hal import Complains, Hal, IsComputed, Plan, Receipt
 from foreshare.envs.hal.plan import advance, build_plan
 from foreshare.envs.hal.virtual import blank
 from foreshare.policies.ask import FAULTS
@@ -128,6 +128,7 @@ class ControlLoop:
         self, hal: Hal, mind: Mind, options: LoopOptions | None = None, observers: Sequence[Observer] = ()
     ) -> None:
         self.hal, self.mind = hal, mind
+        mind.rests = True
         self.options = options or LoopOptions()
         self.observers = list(observers)
         self.counts = Counts()
@@ -149,6 +150,7 @@ class ControlLoop:
         self._doubted: BoolArray = np.zeros(n, bool)
         self._fault = ""
         self._rehearsal = Rehearsal(hal.clock, self.options.tick_ns) if self.options.rehearse else None
+        self._computed = hal if isinstance(hal, IsComputed) else None
         self.benches_before = 0
         """Benches of the policy before the figures began."""
 
@@ -172,6 +174,8 @@ class ControlLoop:
             next_ns = clock.now_ns() + tick_ns
             done = 0
             while (ticks is None or done < ticks) and not stop():
+                if self._computed is not None:
+                    self._computed.live_until(next_ns)
                 if self._rehearsal is not None:
                     self._rehearsal.until(next_ns, self._rehearse)
                 clock.sleep_until(next_ns)

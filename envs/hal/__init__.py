@@ -4,7 +4,7 @@ from foreshare.policies.host import Host, Isolation, Placement, Pool, Resource, 
 from foreshare.policies.reading import Quality, Reading
 
 from .clock import MonotonicClock
-from .protocol import Actuation, Clock, Complains, Hal, Telemetry, TopologySource
+from .protocol import Actuation, Clock, Complains, Hal, IsComputed, Telemetry, TopologySource
 from .spec import Amounts, VmSpec, resolve
 from .types import Capability, Control, Plan, Receipt, WriteFailure
 
@@ -17,6 +17,7 @@ __all__ = [
     "Control",
     "Hal",
     "Host",
+    "IsComputed",
     "Isolation",
     "MonotonicClock",
     "Placement",

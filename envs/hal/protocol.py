@@ -98,6 +98,18 @@ class Complains(Protocol):
         ...
 
 
+@runtime_checkable
+class IsComputed(Protocol):
+    """A backend whose host does not live on by itself."""
+
+    def live_until(self, t_ns: int) -> None:
+        """Work out now what will have happened by ``t_ns``; nothing is applied before then.
+
+        Otherwise that is done when it is sampled, in the middle of a tick, to which no real host's life adds anything.
+        """
+        ...
+
+
 class Hal(TopologySource, Telemetry, Actuation, Protocol):
     """A whole backend."""
 

@@ -87,6 +87,11 @@ class SimulatedHal:
         self._simulator.remove(0, vm)
         self._follow()
 
+    def live_until(self, t_ns: int) -> None:
+        """See :class:`~.protocol.IsComputed`."""
+        if self._realtime and self._sampled_ns:
+            self._catch_up(t_ns)
+
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` with mean rates since the previous call."""
         now = self.clock.now_ns()

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.policies.host import CACHE, Host, IntArray, R
+from foreshare.policies import kernel
+from foreshare.policies.host import CACHE, FloatArray, Host, IntArray, R
 
 from .base import Request
 from .triage import Triage
@@ -33,18 +34,40 @@ class Corrected:
         self.base = base
         self.action: npt.NDArray[np.floating] | None = None
         """(N, ACTIONS), in a batch (H, N, ACTIONS), or None for no correction; what is no number corrects nothing."""
+        self._asked = Request.empty(0)
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
-        if self.action is None or not self.action.any():
-            self.base.favour = None
-            return self.base.allocate(request, host, tick)
-        total = np.clip(self.action, -LIMIT, LIMIT)
+        favour = self._correct(request, host)
+        self.base.favour = favour
+        return self.base.allocate(request if favour is None else self._asked, host, tick)
+
+    def _correct(self, request: Request, host: Host) -> FloatArray | None:
+        """Return what the standings are multiplied with (..., N), and fill what is asked and needed then.
+
+        None where nothing is to be corrected.
+        """
+        if self.action is None:
+            return None
+        asked = self._asked
+        asked.usage, asked.backlog, asked.delay_ticks = request.usage, request.backlog, request.delay_ticks
+        action = np.ascontiguousarray(self.action, np.float32)
+        if kernel.compiled is not None:
+            if asked.ask.shape != host.shape:
+                asked.ask, asked.need = np.empty(host.shape), np.empty(host.shape)
+            favour = np.empty(host.shape[:-1])
+            some = kernel.compiled.correct(
+                kernel.tables(host), kernel.hosts_in(host), LIMIT, action, request.ask, request.need, favour,
+                asked.ask, asked.need,
+            )  # fmt: skip
+            return favour if some else None
+        if not action.any():
+            return None
+        total = np.clip(action.astype(np.float64), -LIMIT, LIMIT)
         unknown = np.isnan(total)
         if unknown.any():
             total[unknown] = 0.0
         factor = np.exp(total)
-        self.base.favour = factor[..., 0]
         need = request.need * factor[..., 1:]
         np.clip(need, host.floor, host.cap, out=need)
         need[..., CACHE] = request.need[..., CACHE]
@@ -52,6 +75,5 @@ class Corrected:
         np.maximum(ask, need, out=ask)
         ask[..., CACHE] *= factor[..., 1 + CACHE]
         np.clip(ask, host.floor, host.cap, out=ask)
-        return self.base.allocate(
-            Request(ask, need, request.usage, request.backlog, request.delay_ticks), host, tick
-        )  # fmt: skip
+        asked.ask, asked.need = ask, need
+        return np.ascontiguousarray(factor[..., 0])

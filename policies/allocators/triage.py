@@ -83,7 +83,7 @@ class Triage:
         if host is not self._host:
             self._bind(host)
         if kernel.compiled is not None:
-            return self._allocate_compiled(kernel.compiled, request)
+            return self._allocate_compiled(kernel.compiled, request, host)
         weight = self._weight * (1.0 + self._over) ** -self.knobs.thrift
         if self.favour is not None:
             weight = weight * self.favour
@@ -125,16 +125,13 @@ class Triage:
             out[..., g.rows, g.cols] = apportion(x, host.granule[g.rows, g.cols], g.capacity, host.vms.rank[g.rows])
         return out
 
-    def _allocate_compiled(self, compiled: ModuleType, request: Request) -> IntArray:
-        out, weight, k = np.zeros(request.ask.shape, np.int64), np.empty(self._over.shape), self.knobs
-        compiled.stand_back(self._tables, self._hosts, self._weight, self._over, k.thrift, weight)
-        if self.favour is not None:
-            weight *= self.favour
+    def _allocate_compiled(self, compiled: ModuleType, request: Request, host: Host) -> IntArray:
+        out = np.empty(host.shape, np.int64)
         ask, need, backlog = (np.ascontiguousarray(x) for x in (request.ask, request.need, request.backlog))
         compiled.triage(
-            self._tables, self._hosts, ask, need, backlog, weight, self._constants, self.admitted, out
+            self._tables, self._hosts, ask, need, backlog, self._weight, self.favour, self._constants,
+            self._per_share, self._over, self.admitted, out,
         )  # fmt: skip
-        compiled.note_over(self._tables, self._hosts, out, self._per_share, k.thrift_ticks, self._over)
         return out
 
     @staticmethod
@@ -165,7 +162,8 @@ class Triage:
         self._gates = [_gates(g) for g in host.groups]
         k = self.knobs
         self._constants = np.array(
-            [k.margin_share, k.horizon_ticks, k.price_power, k.cost_power, k.stick], np.float64
+            [k.margin_share, k.horizon_ticks, k.price_power, k.cost_power, k.stick, k.thrift, k.thrift_ticks],
+            np.float64,
         )  # triage_knobs_t of compiled/kernel.h
         self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
         self._by_rank = np.argsort(host.vms.rank)

@@ -3,6 +3,11 @@
 #define FORESHARE_BINDINGS_H
 #include "buffers.h"
 
+PyObject *py_correct(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_difference(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_due(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_encode(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_shrink(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_place(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_place_ways(PyObject *self, PyObject *const *args, Py_ssize_t count);
 

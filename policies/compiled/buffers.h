@@ -16,7 +16,7 @@ typedef struct {
     bool failed;
 } buffers_t;
 
-static void *take(buffers_t *b, PyObject *array, char kind, Py_ssize_t items, bool writable) {
+static inline void *take(buffers_t *b, PyObject *array, char kind, Py_ssize_t items, bool writable) {
     if (b->failed) return NULL;
     Py_buffer *view = &b->view[b->count];
     int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
@@ -34,7 +34,7 @@ static void *take(buffers_t *b, PyObject *array, char kind, Py_ssize_t items, bo
     return view->buf;
 }
 
-static PyObject *let_go(buffers_t *b, PyObject *answer) {
+static inline PyObject *let_go(buffers_t *b, PyObject *answer) {
     for (int i = 0; i < b->count; i++) PyBuffer_Release(&b->view[i]);
     if (b->failed || PyErr_Occurred()) {
         Py_XDECREF(answer);

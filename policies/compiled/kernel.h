@@ -37,7 +37,7 @@ typedef struct {
 } scratch_t;
 
 typedef struct {
-    double margin_share, horizon_ticks, price_power, cost_power, stick;
+    double margin_share, horizon_ticks, price_power, cost_power, stick, thrift, thrift_ticks;
 } triage_knobs_t;
 
 /* share.c */

@@ -1,109 +1,10 @@
 /* The judgement's inner loops for Python: takes numpy arrays as buffers, checks their type, layout and size, and goes
  * over the hosts of a batch. policies/kernel.py says what each array is; a wrong one raises ValueError. */
-#include "buffers.h"
-
 #include <stdlib.h>
+#include <string.h>
 
 #include "bindings.h"
-#include "kernel.h"
-
-enum { HEAD = 5 };
-
-/* One call: its buffers, the host's bounds, how many hosts, and room to work in. */
-typedef struct {
-    buffers_t buffers;
-    tables_t tables;
-    scratch_t scratch;
-    Py_ssize_t hosts, n, nr;
-    void *memory;
-} call_t;
-
-static bool out_of_shape(call_t *c) {
-    PyErr_SetString(PyExc_ValueError, "these are no tables of policies/kernel.py");
-    c->buffers.failed = true;
-    return false;
-}
-
-/* Read the packed tables and find room. ``batch``: hosts in the arrays to come. */
-static bool begin(call_t *c, PyObject *packed, PyObject *batch) {
-    c->buffers.count = 0;
-    c->buffers.failed = false;
-    c->memory = NULL;
-    const int64_t *at = take(&c->buffers, packed, 'l', -1, false);
-    c->hosts = PyLong_AsSsize_t(batch);
-    if (!at || PyErr_Occurred()) {
-        c->buffers.failed = true;
-        return false;
-    }
-    int64_t length = c->buffers.view[0].len / 8;
-    if (length < HEAD || c->hosts < 0) return out_of_shape(c);
-    tables_t *t = &c->tables;
-    t->n = at[0], t->pools = at[1], t->ways = at[2], t->min_ways = at[3], t->max_classes = at[4];
-    int64_t n = t->n, nr = n * R;
-    if (n < 0 || n > length || t->pools < 0 || t->pools > length || length < HEAD + 5 * nr + 3 * n)
-        return out_of_shape(c);
-    const int64_t *end = at + length;
-    at += HEAD;
-    t->floor = at, t->reservation = at + nr, t->cap = at + 2 * nr, t->granule = at + 3 * nr, t->pool_of = at + 4 * nr;
-    at += 5 * nr;
-    t->rank = at, t->by_rank = at + n, t->importance = at + 2 * n;
-    at += 3 * n;
-    c->n = (Py_ssize_t)n, c->nr = (Py_ssize_t)nr;
-    size_t doubles = (size_t)(2 * nr + 3 * n + 4 * t->pools), whole = (size_t)(2 * nr + 2 * n);
-    size_t bytes = (size_t)t->pools * (sizeof(pool_t) + sizeof(bool)) + 8 * (doubles + whole);
-    char *memory = c->memory = malloc(bytes + 8);
-    if (!memory) {
-        PyErr_NoMemory();
-        c->buffers.failed = true;
-        return false;
-    }
-    scratch_t *s = &c->scratch;
-    pool_t *pool = (pool_t *)memory;
-    int64_t *ints = (int64_t *)(pool + t->pools);
-    s->low = ints, s->fitted = ints + nr, s->order = ints + 2 * nr, s->merge = ints + 2 * nr + n;
-    double *real = (double *)(ints + whole);
-    s->extra = real, s->first = real + nr, real += 2 * nr;
-    s->x = real, s->key = real + n, s->rest = real + 2 * n, real += 3 * n;
-    s->room = real, s->want = real + t->pools, s->left = real + 2 * t->pools, s->price = real + 3 * t->pools;
-    s->is_short = (bool *)(real + 4 * t->pools);
-    t->pool = pool;
-    for (int64_t q = 0; q < t->pools; q++) {
-        if (end - at < 3 || at[0] < 0 || at[0] >= R || at[2] < 0 || at[2] > n || end - at - 3 < at[2])
-            return out_of_shape(c);
-        pool[q] = (pool_t){.resource = at[0], .capacity = at[1], .count = at[2], .rows = at + 3};
-        for (int64_t k = 0; k < at[2]; k++)
-            if (at[3 + k] < 0 || at[3 + k] >= n) return out_of_shape(c);
-        at += 3 + at[2];
-    }
-    for (int64_t k = 0; k < nr; k++)
-        if (t->pool_of[k] < 0 || t->pool_of[k] >= t->pools || t->granule[k] < 1) return out_of_shape(c);
-    for (int64_t k = 0; k < n; k++)
-        if (t->by_rank[k] < 0 || t->by_rank[k] >= n) return out_of_shape(c);
-    return true;
-}
-
-static PyObject *finish(call_t *c, PyObject *answer) {
-    free(c->memory);
-    return let_go(&c->buffers, answer);
-}
-
-/* An array of ``per`` values a host; short names for what every function below does a dozen times. */
-#define REAL(i, per) take(&c.buffers, args[i], 'd', c.hosts * (per), false)
-#define REAL_OUT(i, per) take(&c.buffers, args[i], 'd', c.hosts * (per), true)
-#define WHOLE(i, per) take(&c.buffers, args[i], 'l', c.hosts * (per), false)
-#define WHOLE_OUT(i, per) take(&c.buffers, args[i], 'l', c.hosts * (per), true)
-#define FLAG_OUT(i, per) take(&c.buffers, args[i], '?', c.hosts * (per), true)
-
-static bool counted(Py_ssize_t got, Py_ssize_t wanted) {
-    if (got == wanted) return true;
-    PyErr_Format(PyExc_TypeError, "%zd arguments, not %zd", got, wanted);
-    return false;
-}
-
-static PyObject *none(void) {
-    Py_INCREF(Py_None);
-    return Py_None;
-}
+#include "call.h"
 
 static PyObject *py_water_fill(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
@@ -113,27 +14,6 @@ static PyObject *py_water_fill(PyObject *self, PyObject *const *args, Py_ssize_t
     int64_t *out = WHOLE_OUT(3, c.nr);
     for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
         water_fill(&c.tables, ask + h * c.nr, out + h * c.nr, &c.scratch);
-    return finish(&c, none());
-}
-
-/* Take an array of rows, each within the host. */
-static const int64_t *take_rows(call_t *c, PyObject *array) {
-    const int64_t *rows = take(&c->buffers, array, 'l', c->n, false);
-    for (Py_ssize_t k = 0; rows && k < c->n; k++)
-        if ((rows[k] < 0 || rows[k] >= c->n) && !out_of_shape(c)) return NULL;
-    return rows;
-}
-
-static PyObject *py_room_left(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    call_t c;
-    if (!counted(count, 6)) return NULL;
-    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
-    const double *ask = REAL(2, c.nr);
-    const int64_t *order = take_rows(&c, args[3]);
-    const double *per_capacity = take(&c.buffers, args[4], 'd', R, false);
-    double *out = REAL_OUT(5, c.n);
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        room_left(&c.tables, ask + h * c.nr, order, per_capacity, out + h * c.n);
     return finish(&c, none());
 }
 
@@ -150,18 +30,30 @@ static PyObject *py_priority_sort(PyObject *self, PyObject *const *args, Py_ssiz
     return finish(&c, none());
 }
 
+/* Triage._allocate_compiled(): who stands back, who is served, and what that takes beyond the reservations. */
 static PyObject *py_triage(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 9)) return NULL;
+    if (!counted(count, 12)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     const double *ask = REAL(2, c.nr), *need = REAL(3, c.nr), *backlog = REAL(4, c.nr);
-    const double *weight = REAL(5, c.n);
-    const triage_knobs_t *knobs = take(&c.buffers, args[6], 'd', sizeof(triage_knobs_t) / 8, false);
-    bool *admitted = FLAG_OUT(7, c.n);
-    int64_t *out = WHOLE_OUT(8, c.nr);
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        triage(&c.tables, ask + h * c.nr, need + h * c.nr, backlog + h * c.nr, weight + h * c.n, knobs, admitted + h * c.n,
+    const double *standing = take(&c.buffers, args[5], 'd', c.n, false);
+    bool any_favour = args[6] != Py_None;
+    const double *favour = any_favour ? REAL(6, c.n) : NULL;
+    const triage_knobs_t *knobs = take(&c.buffers, args[7], 'd', sizeof(triage_knobs_t) / 8, false);
+    const double *per_share = take(&c.buffers, args[8], 'd', c.nr, false);
+    double *over = REAL_OUT(9, c.n);
+    bool *admitted = FLAG_OUT(10, c.n);
+    int64_t *out = WHOLE_OUT(11, c.nr);
+    double *weight = c.buffers.failed ? NULL : malloc(sizeof *weight * (size_t)(c.n + 1));
+    if (!c.buffers.failed && !weight) PyErr_NoMemory();
+    for (Py_ssize_t h = 0; weight && h < c.hosts; h++) {
+        stand_back(&c.tables, standing, over + h * c.n, knobs->thrift, weight);
+        for (Py_ssize_t i = 0; any_favour && i < c.n; i++) weight[i] *= favour[h * c.n + i];
+        triage(&c.tables, ask + h * c.nr, need + h * c.nr, backlog + h * c.nr, weight, knobs, admitted + h * c.n,
                out + h * c.nr, &c.scratch);
+        note_over(&c.tables, out + h * c.nr, per_share, knobs->thrift_ticks, over + h * c.n);
+    }
+    free(weight);
     return finish(&c, none());
 }
 
@@ -205,13 +97,24 @@ static PyObject *py_estimate(PyObject *self, PyObject *const *args, Py_ssize_t c
 
 static PyObject *py_follow(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 13)) return NULL;
+    if (!counted(count, 20)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     const follow_knobs_t *knobs = take(&c.buffers, args[2], 'd', sizeof(follow_knobs_t) / 8, false);
     const double *demand = REAL(3, c.nr), *backlog = REAL(4, c.nr);
     follow_t f = {.level = REAL_OUT(5, c.nr), .error = REAL_OUT(6, c.nr), .before = REAL_OUT(7, c.nr),
                   .ways = REAL_OUT(8, c.n), .fresh = FLAG_OUT(9, c.n)};
     double *mean = REAL_OUT(10, c.nr), *upper = REAL_OUT(11, c.nr), *clearing = REAL_OUT(12, c.nr);
+    /* What the estimate says goes into the forecast as it is. */
+    const double *usage = REAL(13, c.nr), *delay = REAL(14, c.n);
+    const bool *sure = take(&c.buffers, args[15], '?', c.hosts * c.n, false);
+    double *usage_out = REAL_OUT(16, c.nr), *backlog_out = REAL_OUT(17, c.nr), *delay_out = REAL_OUT(18, c.n);
+    bool *unsure = FLAG_OUT(19, c.n);
+    if (!c.buffers.failed) {
+        size_t all = sizeof *usage * (size_t)(c.hosts * c.nr);
+        memcpy(usage_out, usage, all), memcpy(backlog_out, backlog, all);
+        memcpy(delay_out, delay, sizeof *delay * (size_t)(c.hosts * c.n));
+        for (Py_ssize_t i = 0; i < c.hosts * c.n; i++) unsure[i] = !sure[i];
+    }
     for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
         Py_ssize_t at = h * c.nr;
         follow(&c.tables, knobs, demand + at, backlog + at, &f, mean + at, upper + at, clearing + at);
@@ -321,40 +224,16 @@ static PyObject *py_request(PyObject *self, PyObject *const *args, Py_ssize_t co
     return finish(&c, none());
 }
 
-static PyObject *py_stand_back(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    call_t c;
-    if (!counted(count, 6)) return NULL;
-    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
-    const double *weight = take(&c.buffers, args[2], 'd', c.n, false), *over = REAL(3, c.n);
-    double thrift = PyFloat_AsDouble(args[4]), *out = REAL_OUT(5, c.n);
-    if (PyErr_Occurred()) c.buffers.failed = true;
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        stand_back(&c.tables, weight, over + h * c.n, thrift, out + h * c.n);
-    return finish(&c, none());
-}
-
-static PyObject *py_note_over(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    call_t c;
-    if (!counted(count, 6)) return NULL;
-    if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
-    const int64_t *units = WHOLE(2, c.nr);
-    const double *per_share = take(&c.buffers, args[3], 'd', c.nr, false);
-    double ticks = PyFloat_AsDouble(args[4]), *over = REAL_OUT(5, c.n);
-    if (PyErr_Occurred()) c.buffers.failed = true;
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
-        note_over(&c.tables, units + h * c.nr, per_share, ticks, over + h * c.n);
-    return finish(&c, none());
-}
-
 PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count); /* forecast_module.c */
 PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
-static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
-                                METHOD(estimate),   METHOD(follow),        METHOD(room_left), METHOD(place),
-                                METHOD(place_ways), METHOD(check),         METHOD(keep_back),   METHOD(request),   METHOD(stand_back),
-                                METHOD(note_over),  METHOD(network),       METHOD(push),
-                                METHOD(mix),        {NULL, NULL, 0, NULL}};
+static PyMethodDef methods[] = {
+    METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit), METHOD(estimate),
+    METHOD(follow), METHOD(place), METHOD(place_ways), METHOD(check), METHOD(keep_back), METHOD(request),
+    METHOD(network), METHOD(push), METHOD(mix), METHOD(due), METHOD(encode),
+    METHOD(correct), METHOD(shrink), METHOD(difference), {NULL, NULL, 0, NULL},
+};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }

@@ -18,6 +18,7 @@ training/network_torch.py is the same network to be trained; that both agree is 
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -113,9 +114,9 @@ class Network:
         batch, n = vms.shape[:-2], vms.shape[-2]
         if kernel.compiled is not None:
             out = np.empty((*batch, n, self._sizes[-1]), np.float32)
-            there = np.ascontiguousarray(np.asarray(mask) > 0)
+            there = np.ascontiguousarray(mask if mask.dtype == np.bool_ else mask > 0)
             seen = np.ascontiguousarray(vms, np.float32), there, np.ascontiguousarray(host, np.float32)
-            kernel.compiled.network(self._sizes, int(np.prod(batch, dtype=np.int64)), n, self._packed, *seen, out)
+            kernel.compiled.network(self._sizes, math.prod(batch), n, self._packed, *seen, out)
             return out
         if self._shape != vms.shape:
             self._bind(vms.shape)

@@ -17,7 +17,7 @@ from foreshare.policies.allocators.corrected import LIMIT, Corrected
 from foreshare.policies.decide import DecideOptions, Mind
 from foreshare.policies.errors import InputError
 from foreshare.policies.features import Encoder
-from foreshare.policies.host import Host, IntArray
+from foreshare.policies.host import BoolArray, Host, IntArray
 
 from .network import Network
 
@@ -30,6 +30,8 @@ class Learned:
         self._corrected = Corrected(base)
         self._mind: Mind | None = None
         self._encoder: Encoder | None = None
+        self._host: Host | None = None
+        self._there: BoolArray = np.zeros(0, bool)
 
     @property
     def base(self) -> Triage:
@@ -44,9 +46,12 @@ class Learned:
         """See :class:`~..allocators.Allocator`. Raises InputError where nobody attached it."""
         if self._encoder is None:
             raise InputError(f"policy {self.name} has no mind to see with")
+        if host is not self._host:
+            self._host, self._there = host, np.ascontiguousarray(np.broadcast_to(host.active, host.shape[:-1]))
         vms, whole = self._encoder.encode()
-        action = self.network.forward(vms, np.broadcast_to(host.active, vms.shape[:-1]), whole)
-        self._corrected.action = LIMIT * action.astype(np.float64)
+        action = self.network.forward(vms, self._there, whole)
+        action *= LIMIT
+        self._corrected.action = action
         return self._corrected.allocate(request, host, tick)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Learned:
@@ -64,7 +69,4 @@ def learned_mind(network: Network, inner: Mind, options: DecideOptions | None = 
     """
     if not isinstance(inner.policy, Triage):
         raise InputError(f"policy {inner.policy.name!r} takes no corrections")
-    policy = Learned(inner.policy, network, name)
-    mind = Mind(inner.host, inner.forecaster, policy, options)
-    policy.attach(mind)
-    return mind
+    return Mind(inner.host, inner.forecaster, Learned(inner.policy, network, name), options)
