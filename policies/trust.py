@@ -176,7 +176,8 @@ class Trust:
         if kernel.compiled is not None:
             kernel.compiled.keep_back(
                 self._tables, self._hosts, _PATIENCE, NEAR_LIMIT, host.movable, reading.present, reading.usage,
-                reading.limit, reading.quality, self._bad, self._quiet, self._flags, self._aged, request.ask, request.need,
+                reading.limit, reading.quality, self._bad, self._quiet, self._flags, self._aged, request.ask,
+                request.need,
             )  # fmt: skip
             return
         here = reading.present[:, None]
