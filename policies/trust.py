@@ -184,7 +184,7 @@ class Trust:
         reserved = (self._bad >= DOUBT_TICKS) if self._any else np.zeros(host.shape, bool)
         exact = reserved & (self._liar | (self._bad >= LOST_TICKS)) & host.movable & here
         quiet = (self._quiet > 0) & (self._quiet < LOST_TICKS)
-        quiet &= (reading.usage[..., _GATES] > 0.0).any(axis=-1)[..., None]
+        quiet &= any_of(reading.usage[..., _GATES] > 0.0)[..., None]
         quiet |= self._quiet < 0
         aged = (reading.quality[..., MEMORY] & np.uint8(Quality.STALE)) != 0
         near = aged & (reading.usage[..., MEMORY] >= NEAR_LIMIT * reading.limit[..., MEMORY])

@@ -39,7 +39,7 @@ from foreshare.training.learning.config import (
 )
 from foreshare.training.learning.judge import Judge, play_here
 from foreshare.training.learning.members import Match, Members, late_of_members
-from foreshare.training.learning.scenes import HURRY, hurrying, normalised, scenes
+from foreshare.training.learning.scenes import GROUPS, HURRY, blinded, hurrying, normalised, scenes
 from foreshare.training.learning.state import load
 from foreshare.training.learning.train import TrainOptions, train
 
@@ -461,6 +461,22 @@ def test_a_hurrying_network_multiplies_needs_by_a_power_of_the_rate() -> None:
     for resource in (CPU, MEMORY, IO):
         assert LIMIT * np.arctanh(action[:, 1 + resource]) == pytest.approx(HURRY * np.linspace(-2.0, 2.0, 5), abs=1e-5)
     assert not action[:, 0].any() and not action[:, 1 + CACHE].any()
+
+
+def test_a_blinded_network_answers_alike_whatever_it_does_not_see() -> None:
+    names = [feature.name for feature in VM_FEATURES]
+    rng = np.random.default_rng(5)
+    for group in GROUPS:
+        net = hurrying(blinded(network(), group))
+        vms = rng.normal(size=(1, 4, len(names))).astype(np.float32)
+        host = rng.normal(size=(1, len(net.arrays["host_mean"]))).astype(np.float32)
+        there, unseen = np.ones((1, 4), np.float32), net.arrays["vm_scale"] == 0.0
+        other = np.where(unseen, rng.normal(size=vms.shape).astype(np.float32), vms)
+        before = net.forward(vms, there, host).copy()
+        assert unseen.sum() >= 5 and np.array_equal(net.forward(other, there, host), before)
+        assert not np.array_equal(net.forward(vms + (~unseen), there, host), before)
+    with pytest.raises(InputError, match="no group of features 'magic': there are forecast, backlog, reservations"):
+        blinded(network(), "forecast,magic")
 
 
 def test_inputs_are_normalised() -> None:

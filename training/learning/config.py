@@ -95,6 +95,8 @@ class NetworkConfig:
     encoder: int = number(0, 1024, default=24)
     context: int = number(0, 1024, default=16)
     head: int = number(0, 1024, default=24)
+    without: str = ""
+    """Groups of features that it is blind to, with commas: forecast, backlog, reservations (scenes.py). For ablations."""
 
     @property
     def widths(self) -> Widths:

@@ -20,7 +20,7 @@ from foreshare.envs.simulator.suites import Suite, load_suite
 from foreshare.envs.world import SimulatedWorld
 from foreshare.policies.allocators.corrected import ACTIONS, LIMIT
 from foreshare.policies.errors import InputError
-from foreshare.policies.features import VM_FEATURES
+from foreshare.policies.features import HOST_FEATURES, VM_FEATURES
 from foreshare.policies.host import CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 
@@ -36,6 +36,13 @@ HURRY = 0.25
 """See :func:`hurrying`."""
 LEAST_SPREAD = 1e-3
 """A feature that moves less than this is not scaled up."""
+GROUPS = {
+    "forecast": ("ask_", "need_", "load_", "trend", "fits", "served", "short", "asked_", "needed_"),
+    "backlog": ("backlog_", "delay", "slack", "due_", "rate", "overdue", "hidden", "seen_rate", "short_rate", "pressed_",
+                "mean_delay"),
+    "reservations": ("reservation_", "over"),
+}  # fmt: skip
+"""What an ablation takes away: names of features, or what those for each resource begin with."""
 
 
 def scenes(config: ScenesConfig, count: int, seed: int) -> list[Scenario]:
@@ -109,12 +116,32 @@ def normalised(network: Network, config: ScenesConfig, base: str, seed: int, cou
     return network.with_normalisation(**arrays)
 
 
+def blinded(network: Network, groups: str) -> Network:
+    """Return ``network`` unable to see the named groups of GROUPS (with commas): their scale is 0, whatever the weights.
+
+    Raises InputError for a group that does not exist.
+    """
+    names = [name for name in groups.split(",") if name]
+    for name in names:
+        if name not in GROUPS:
+            raise InputError(f"no group of features {name!r}: there are {', '.join(GROUPS)}")
+    hidden = {part for name in names for part in GROUPS[name]}
+    scales = {}
+    for kind, features in (("vm", VM_FEATURES), ("host", HOST_FEATURES)):
+        seen = [f.name not in hidden and f.name.rpartition("_")[0] + "_" not in hidden for f in features]
+        scales[f"{kind}_scale"] = network.arrays[f"{kind}_scale"] * np.array(seen, np.float32)
+    return network.with_normalisation(**scales)
+
+
 def hurrying(network: Network) -> Network:
     """Return ``network`` with the need of CPU, memory and IO times ``rate ** HURRY``, as far as tanh is straight.
 
-    ``rate`` is the feature of that name, its logarithm: how fast a VM would have to be served to meet its deadlines.
+    ``rate`` is the feature of that name, its logarithm: how fast a VM would have to be served to meet its deadlines. A
+    network that is blind to it stays as it is.
     """
     row = [feature.name for feature in VM_FEATURES].index("rate")
+    if not network.arrays["vm_scale"][row]:
+        return network
     arrays = {name: array.copy() for name, array in network.arrays.items()}
     columns = [1 + int(r) for r in (CPU, MEMORY, IO)]
     arrays["lin_w"][row, columns] = HURRY / LIMIT / arrays["vm_scale"][row]

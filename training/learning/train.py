@@ -21,7 +21,7 @@ from foreshare.training.evaluate_cache import code_version
 from .config import DEADLINE, Learner, TrainConfig, as_table, config_hash, from_values
 from .curve import plotted
 from .judge import Judge, Play, play_on_ray
-from .scenes import STATISTICS, hurrying, normalised, sequence_seed
+from .scenes import STATISTICS, blinded, hurrying, normalised, sequence_seed
 from .state import CHECKPOINT, CURVE, POLICY, RESULT, Progress, load, save, write_whole
 from .tracking import Tracker, flat, git_commit
 
@@ -77,6 +77,7 @@ def starting_network(config: TrainConfig, seed: int) -> Network:
         return Network.load(config.init)
     fresh = Network.random(seed, config.network.widths, gain=0.0)
     found = normalised(fresh, config.scenes, config.base, sequence_seed(seed, STATISTICS))
+    found = blinded(found, config.network.without)
     return hurrying(found) if config.init == DEADLINE else found
 
 
