@@ -96,7 +96,7 @@ class NetworkConfig:
     context: int = number(0, 1024, default=16)
     head: int = number(0, 1024, default=24)
     without: str = ""
-    """Groups of features that it is blind to, with commas: forecast, backlog, reservations (scenes.py). For ablations."""
+    """Ablation: groups of features that it is blind to, with commas: forecast, backlog, reservations (scenes.py)."""
 
     @property
     def widths(self) -> Widths:

@@ -38,8 +38,8 @@ LEAST_SPREAD = 1e-3
 """A feature that moves less than this is not scaled up."""
 GROUPS = {
     "forecast": ("ask_", "need_", "load_", "trend", "fits", "served", "short", "asked_", "needed_"),
-    "backlog": ("backlog_", "delay", "slack", "due_", "rate", "overdue", "hidden", "seen_rate", "short_rate", "pressed_",
-                "mean_delay"),
+    "backlog": ("backlog_", "delay", "slack", "due_", "rate", "overdue", "hidden", "seen_rate", "short_rate",
+                "pressed_", "mean_delay"),
     "reservations": ("reservation_", "over"),
 }  # fmt: skip
 """What an ablation takes away: names of features, or what those for each resource begin with."""
@@ -117,7 +117,7 @@ def normalised(network: Network, config: ScenesConfig, base: str, seed: int, cou
 
 
 def blinded(network: Network, groups: str) -> Network:
-    """Return ``network`` unable to see the named groups of GROUPS (with commas): their scale is 0, whatever the weights.
+    """Return ``network`` blind to the named groups of GROUPS (with commas): their scale is 0, whatever the weights.
 
     Raises InputError for a group that does not exist.
     """
