@@ -29,10 +29,11 @@ test-lab: LAB = $(filter-out %_soak.py,$(wildcard tests/lab/test_*.py))
 soak-lab: LAB = $(wildcard tests/lab/test_*_soak.py)
 soak-lab: export FORESHARE_LAB_TICKS ?= 2000
 test-lab soak-lab: $(VENV)/.dev
+	$(BIN)/python -m compileall -q $$($(BIN)/python -c 'import foreshare; print(*foreshare.__path__)') # a guest is slow at it
 	for file in $(LAB); do for vendor in intel amd; do \
 	  for attempt in 1 2; do \
 	    echo "$$vendor $$file"; \
-	    tests/lab/run --vendor $$vendor --seconds 1200 -- $(BIN)/python -m pytest -p no:cacheprovider --no-header -q $$file; \
+	    tests/lab/run --vendor $$vendor --seconds 1800 -- $(BIN)/python -m pytest -p no:cacheprovider --no-header -q --timeout 600 --durations 3 $$file; \
 	    status=$$?; [ $$status = 125 ] || break; \
 	  done; [ $$status = 0 ] || exit 1; \
 	done; done

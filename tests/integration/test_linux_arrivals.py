@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from late import Late
 
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
 from foreshare.envs.hal.linux.discovery.homes import Homes
@@ -170,29 +170,6 @@ def test_a_new_vcpu_is_where_the_others_are(placement: str, vms: list[str]) -> N
         process.stdin.close()
         process.stdout.close()
         hal.close()
-
-
-class Late:
-    """By how much sleeps of 5 ms were late, all together, in a thread of its own."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            began = time.monotonic()
-            time.sleep(0.005)
-            self.seconds += time.monotonic() - began - 0.005
-
-    def __enter__(self) -> Late:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
 
 
 def by_the_clock(ticker: Ticker, act: Callable[[], None], done: Callable[[], bool]) -> tuple[float, float]:
