@@ -278,7 +278,7 @@ def test_a_qemu_process_that_nobody_names_gets_a_row_and_its_share(
                 enter(vms[1], process.pid)
                 began = len(rounds)
                 loop.run(1000, lambda wanted=uuid: wanted in hal._arrivals.found.homes)
-                needed = next(n for n, found in enumerate(rounds[began:], 1) if uuid in found)
+                needed = next((n for n, found in enumerate(rounds[began:], 1) if uuid in found), 0)
                 readings = seen.ticks
                 loop.run(1000, lambda: any(seen.present[1:]))
                 readings = seen.ticks - readings

@@ -222,7 +222,7 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
         after.callback(run.kill)
         while run.poll() is None:
             seen.add((root() / groups[0] / "cpuset.cpus").read_text().strip())
-            time.sleep(0.02)
+            time.sleep(0.1)
         assert run.stdout is not None
         figures = json.load(run.stdout)
         assert run.returncode == 0

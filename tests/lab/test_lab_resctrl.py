@@ -223,7 +223,7 @@ def test_the_command_line_moves_ways_and_lets_go(tmp_path: Path) -> None:
                         seen |= {
                             m.bit_count() for m in parse_schemata((ROOT / name / "schemata").read_text())["L3"].values()
                         }
-                time.sleep(0.05)
+                time.sleep(0.2)
             assert run.stdout is not None
             figures = json.load(run.stdout)
         assert run.returncode == 0 and figures["restored"] is True
