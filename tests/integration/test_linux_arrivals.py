@@ -172,6 +172,35 @@ def test_a_new_vcpu_is_where_the_others_are(placement: str, vms: list[str]) -> N
         hal.close()
 
 
+def test_threads_two_cgroups_below_are_met(vms: list[str]) -> None:
+    """As under systemd, where a hot-plugged vCPU's cgroup is VM.scope/libvirt/vcpu1."""
+    hal = LinuxHal(LinuxSpec(vms=(VmSpec(name="a", cgroup=vms[0]),)))
+    made: list[str] = []
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        hal.claim(lambda doc: None)
+        made.append(f"{vms[0]}/libvirt")
+        make(made[0])
+        ticker = Ticker(hal)
+        for _ in range(WITHIN_TICKS + 1):
+            hal.sample(ticker.reading)
+        made.append(f"{vms[0]}/libvirt/vcpu1")
+        make(made[1])
+        enter(made[1], process.pid)
+        assert ticker.until(lambda: process.pid in hal._threads[0].threads) <= WITHIN_TICKS
+        sets = np.zeros((1, hal.topology.cpus), bool)
+        sets[0, 1] = True
+        receipt = Receipt()
+        hal.apply(Plan(np.array([Control.CPUS], np.int8), np.array([0]), np.array([0]), sets), 0, receipt)
+        assert receipt.failures == [] and os.sched_getaffinity(process.pid) == {1}
+    finally:
+        process.kill()
+        process.wait()
+        hal.close()
+        for cgroup in reversed(made):
+            remove(cgroup)
+
+
 def by_the_clock(ticker: Ticker, act: Callable[[], None], done: Callable[[], bool]) -> tuple[float, float]:
     """Return the seconds from ``act`` until ``done``, and those that the machine's other work is to blame for."""
     with Late() as late:
