@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foreshare.envs.hal.linux import cookies
+from foreshare.envs.hal.linux import cookies, cpulist
 from foreshare.envs.hal.linux.capabilities import probe
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
 from foreshare.envs.hal.linux.floor import measure_floor
@@ -27,10 +29,11 @@ from foreshare.envs.hal.linux.restore import restore
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.spec import LinuxSpec
 from foreshare.envs.hal.linux.temporary import temporary_cgroups
+from foreshare.envs.hal.plan import build_plan
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.errors import HostError
-from foreshare.policies.host import Isolation, Placement, Resource
+from foreshare.policies.host import Host, Isolation, Placement, Resource
 from foreshare.policies.reading import Quality, Reading
 
 pytestmark = [
@@ -140,6 +143,84 @@ def test_quota_cpuset_restore_and_crash(groups: list[str]) -> None:
         assert report.failed == []
         assert [state(a), state(b)] == before
     assert [state(a), state(b)] == before
+
+
+TWO_LAYOUTS = [  # CPUs and quotas of an isolated VM and two shared ones
+    (((0, 1), (2, 3), (4, 5, 6, 7)), (20, 5, 30)),
+    (((4, 5), (0, 1, 2, 3), (6, 7)), (20, 30, 10)),
+]
+
+
+def settle(hal: LinuxHal, layout: int) -> int:
+    """Lead the host to a layout by plans; return how many it took."""
+    host, target, held = Host(hal.topology, hal.vms), Placement.empty(3, 8), Placement.empty(3, 8)
+    for ticks in range(6):
+        hal.read_back(held)
+        target.copy_from(held)
+        target.cpus[:] = False
+        for row, cpus in enumerate(TWO_LAYOUTS[layout][0]):
+            target.cpus[row, list(cpus)] = True
+        target.units[:, Resource.CPU] = TWO_LAYOUTS[layout][1]
+        plan = build_plan(host, held, target)
+        if not len(plan):
+            return ticks
+        receipt = Receipt()
+        hal.apply(plan, 0, receipt)
+        assert receipt.failures == []
+    raise AssertionError(f"still {plan} after {ticks} plans")
+
+
+def test_kill_9_at_every_write(tmp_path: Path) -> None:
+    """Fault 38 on the real files: an isolated VM's CPUs are nobody else's at rest; five ticks later all is well."""
+    writes = [-1]
+
+    def mortal(fd: int, data: bytes, offset: int) -> int:
+        if writes[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        writes[0] -= 1
+        return os.pwrite(fd, data, offset)
+
+    journal = tmp_path / "journal"
+    with temporary_cgroups(3) as paths:
+        before = [state(path) for path in paths]
+        vms = tuple(
+            VmSpec(name=p, cgroup=p, isolation=Isolation.SHARED if i else Isolation.ISOLATED)
+            for i, p in enumerate(paths)
+        )
+        spec = LinuxSpec(vms=vms, resctrl=ResctrlSpec(use="off"))
+        hal = LinuxHal(spec)
+        hal.claim(lambda doc: journal.write_text(json.dumps(doc)) and None)
+        settle(hal, 0)
+        hal._release()  # as good as killed
+        for at in range(100):
+            doc = json.loads(journal.read_text())
+            child = os.fork()
+            if child == 0:
+                try:
+                    hal = LinuxHal(spec, Roots(pwrite=mortal))
+                    hal.claim(lambda doc: None, doc)
+                    writes[0] = at
+                    settle(hal, 1)
+                    settle(hal, 0)
+                    os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+            _, status = os.waitpid(child, 0)
+            own, *others = [cpulist.parse(state(path)["cpuset.cpus"]) for path in paths]
+            assert own and all(others) and not own & frozenset().union(*others), (at, own, others)
+            with opened(spec) as hal:
+                hal.claim(lambda doc: None, doc)
+                assert settle(hal, at % 2) <= 5
+                if os.WIFEXITED(status):
+                    assert os.waitstatus_to_exitcode(status) == 0
+                    break
+                settle(hal, 0)
+                hal._release()  # killed again
+        else:
+            pytest.fail("the plans never came to their end")
+        assert at > 6
+        assert [{**state(path), "cpuset.cpus": ""} for path in paths] == [{**s, "cpuset.cpus": ""} for s in before]
 
 
 def test_a_pinned_child_is_narrowed_by_the_kernel(groups: list[str]) -> None:
