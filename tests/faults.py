@@ -60,6 +60,7 @@ TESTS: dict[int, tuple[str, ...]] = {
     37: ("unit/test_loop.py::test_an_overrun_costs_the_ticks_it_ran_into",),
     38: ("unit/test_linux_resctrl.py::test_every_prefix_of_every_write_leaves_no_overlap",
          "lab/test_lab_resctrl.py::test_kill_9_at_every_write",
+         "lab/test_lab_cgroup2.py::test_kill_9_at_every_write",
          "integration/test_linux_env.py::test_a_killed_environment_leaves_nothing_behind",
          "integration/test_linux_run.py::test_kill_9_at_random_moments"),
     39: ("unit/test_journal.py::test_what_does_not_check_out_is_put_aside",),

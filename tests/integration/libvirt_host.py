@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ class Libvirt:
         assert done.returncode == 0, (args, done.stderr)
         return done.stdout
 
+    def answers(self, seconds: float) -> bool:
+        """Return whether it lists its domains for virsh within ``seconds``."""
+        try:
+            done = subprocess.run(["virsh", "-c", self.uri, "list"], capture_output=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
     def define(self, number: int, vcpus: int = 1) -> str:
         """Define a domain that spins once it runs; return its UUID."""
         uuid = f"f0f0f0f0-0000-4000-8000-{number:012x}"
@@ -95,7 +104,25 @@ class Libvirt:
         """End it; its domains run on."""
         if self.daemon is not None and self.daemon.poll() is None:
             self.daemon.terminate()
-            self.daemon.wait(60)
+            try:
+                self.daemon.wait(60)
+            except subprocess.TimeoutExpired:
+                self.daemon.kill()
+                self.daemon.wait()
+
+    def destroy_all(self) -> None:
+        """End its domains, where it answers."""
+        if self.daemon is not None and self.daemon.poll() is None and self.answers(30.0):
+            for name in self.virsh("list", "--name").split():
+                self.virsh("destroy", name)
+
+    def bury(self) -> None:
+        """Kill every domain that still runs; needs no libvirtd."""
+        for file in (self.folder / "run/qemu").glob("*.pid"):
+            with suppress(OSError, ValueError):
+                pid = int(file.read_text())
+                if str(self.folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -109,13 +136,11 @@ def libvirtd(folder: Path) -> Iterator[Libvirt]:
         f'unix_sock_dir = "{folder}/sock"\nauth_unix_ro = "none"\nauth_unix_rw = "none"\n'
     )
     host = Libvirt(folder)
-    try:
+    with ExitStack() as after:  # each of these, in the opposite order, whatever comes of the others
+        after.callback(host.bury)
+        after.callback(host.stop)
+        after.callback(host.destroy_all)
         host.start()
         if host.daemon is None or host.daemon.poll() is not None:
             pytest.skip(f"libvirtd does not start here: {(folder / 'log').read_text()[-400:]}")
         yield host
-    finally:
-        if host.daemon is not None and host.daemon.poll() is None:
-            for name in host.virsh("list", "--name").split():
-                host.virsh("destroy", name)
-        host.stop()

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from late import Late
 from libvirt_host import SPIN, Libvirt, libvirtd, needs_libvirt
 
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
@@ -62,13 +65,20 @@ def sample_until(hal: LinuxHal, condition: Callable[[Reading], bool], seconds: f
         time.sleep(0.01)
 
 
-def shares(value: str) -> None:
-    """Give the machines' common cgroup enough weight against whatever else runs here."""
+@contextmanager
+def heavy() -> Iterator[None]:
+    """Give the machines' common cgroup weight against whatever else runs here, for a while: libvirtd would starve."""
     assert CPU_MOUNT is not None
-    name = "cpu.shares" if CPU_MOUNT.version == 1 else "cpu.weight"
+    name, most = ("cpu.shares", "200000") if CPU_MOUNT.version == 1 else ("cpu.weight", "10000")
     path = Path(CPU_MOUNT.path) / "machine" / name
-    if path.exists():
-        path.write_text(value if CPU_MOUNT.version == 1 else "10000")
+    before = path.read_text() if path.exists() else ""
+    try:
+        if before:
+            path.write_text(most)
+        yield
+    finally:
+        if before and path.exists():
+            path.write_text(before)
 
 
 @pytest.mark.timeout(300)
@@ -82,11 +92,11 @@ def test_three_domains_are_found_partitioned_and_followed(libvirt: Libvirt) -> N
     try:
         reading = Reading.empty(3)
         hal.claim(lambda doc: docs.append(dict(doc)))
-        shares("200000")
         hal.sample(reading)
         assert reading.present.tolist() == [True, True, False]
         assert set_cpu(hal, (0, 4), (1, 2)).failures == []
-        used = follow_cpu(hal)
+        with heavy():
+            used = follow_cpu(hal)
         assert used[:2] == pytest.approx([4, 2], rel=0.1)
 
         libvirt.virsh("destroy", "fs-0")
@@ -99,7 +109,8 @@ def test_three_domains_are_found_partitioned_and_followed(libvirt: Libvirt) -> N
         print(f"gone after {gone_s:.3f} s, start {start_s:.3f} s, managed {come_s:.3f} s after its cgroup was known")
         assert set_cpu(hal, (1, 3), (2, 5)).failures == []
         assert [f.gone for f in set_cpu(hal, (0, 5)).failures] == [True]
-        used = follow_cpu(hal)
+        with heavy():
+            used = follow_cpu(hal)
         assert used[1:] == pytest.approx([3, 5], rel=0.1)
 
         before = hal.extras()[uuids[1]]["threads"]
@@ -107,9 +118,77 @@ def test_three_domains_are_found_partitioned_and_followed(libvirt: Libvirt) -> N
         sample_until(hal, lambda r: hal.extras()[uuids[1]]["threads"] > before)  # type: ignore[operator]  # a number
     finally:
         hal.close()
-        for name in libvirt.virsh("list", "--name").split():
-            libvirt.virsh("destroy", name)
+        libvirt.destroy_all()
     assert hal.restored is not None and hal.restored.failed == []
+
+
+@pytest.mark.timeout(300)
+def test_domains_that_nobody_names_take_free_rows(libvirt: Libvirt) -> None:
+    """With ``spare``: under libvirt's name and UUID, within 100 ms; the row is free again once the domain is gone."""
+    named, *others = (libvirt.define(i) for i in (20, 21, 22))
+    libvirt.virsh("start", "fs-20")
+    discovery = DiscoverySpec(libvirt=libvirt.uri, processes=False, spare=1)
+    hal = LinuxHal(
+        LinuxSpec(vms=(VmSpec(name="named", uuid=named),), resctrl=ResctrlSpec(use="off"), discovery=discovery)
+    )
+    assert CPU_MOUNT is not None
+    quota = "cpu.cfs_quota_us" if CPU_MOUNT.version == 1 else "cpu.max"
+    try:
+        hal.claim(lambda doc: None)
+        reading, _ = sample_until(hal, lambda r: True)
+        assert reading.present.tolist() == [True, False] and hal.vms.name == ("named", "(free 1)")
+        for number, uuid in zip((21, 22), others, strict=True):
+            said: list[tuple[float, float]] = []
+            with Late() as late:
+
+                def start(
+                    name: str = f"fs-{number}", late: Late = late, into: list[tuple[float, float]] = said
+                ) -> None:
+                    libvirt.virsh("start", name)
+                    into.append((time.monotonic(), late.seconds))
+
+                starting = threading.Thread(target=start)
+                starting.start()
+                sample_until(hal, lambda r: bool(r.present[1]), 60.0)
+                now, slack = time.monotonic(), late.seconds
+                starting.join()
+            after, disturbed = now - said[0][0], slack - said[0][1]
+            print(f"managed {after * 1e3:.0f} ms after virsh said that it runs ({disturbed * 1e3:.0f} late)")
+            # libvirtd, virsh, the agent and we: on a busy machine each is late by itself.
+            assert after <= 0.1 or disturbed > 0.03
+            assert hal.vms.uuid[1] == uuid and hal.vms.name == ("named", f"fs-{number}")
+            assert set_cpu(hal, (1, 3)).failures == []
+            held = (Path(CPU_MOUNT.path) / hal._arrivals.found.homes[uuid] / quota).read_text().split()[0]
+            assert int(held) == 3 * hal._spec.period_us // hal.topology.units_per_cpu
+            libvirt.virsh("destroy", f"fs-{number}")
+            sample_until(hal, lambda r: not r.present[1])
+    finally:
+        hal.close()
+        libvirt.destroy_all()
+
+
+@pytest.mark.timeout(300)
+def test_a_domain_that_moves_away_and_comes_back_is_followed(libvirt: Libvirt, tmp_path: Path) -> None:
+    """Fault 28, its second part: to a file and back is what a migration is here, a new run in a new cgroup."""
+    uuid = libvirt.define(23)
+    libvirt.virsh("start", "fs-23")
+    hal = host_of(libvirt, [uuid])
+    try:
+        hal.claim(lambda doc: None)
+        sample_until(hal, lambda r: bool(r.present[0]))
+        home = hal._arrivals.home(0)
+        assert set_cpu(hal, (0, 2)).failures == []
+        libvirt.virsh("save", "fs-23", str(tmp_path / "saved"))
+        _, gone_s = sample_until(hal, lambda r: not r.present[0])
+        assert [f.gone for f in set_cpu(hal, (0, 3)).failures] == [True], "nothing is written where it was"
+        libvirt.virsh("restore", str(tmp_path / "saved"))
+        _, back_s = sample_until(hal, lambda r: bool(r.present[0]))
+        print(f"gone {gone_s * 1e3:.0f} ms, back {back_s * 1e3:.0f} ms after virsh said so")
+        assert hal._arrivals.home(0) != home
+        assert set_cpu(hal, (0, 3)).failures == []
+    finally:
+        hal.close()
+        libvirt.destroy_all()
 
 
 @pytest.mark.timeout(180)
@@ -198,17 +277,19 @@ def test_a_libvirtd_that_is_restarted_is_asked_again(libvirt: Libvirt) -> None:
         libvirt.start()
         libvirt.virsh("start", "fs-9")
         until = time.monotonic() + 120
+        asked = False
         while later not in watch.found.homes or watch.failures:  # a domain that starts may hold its answers up
-            if time.monotonic() > until and "did not answer" in watch.found.trouble:
-                pytest.skip("libvirtd, between two guests that spin, answered nobody for two minutes")
+            if time.monotonic() > until and not asked:
+                if "did not answer" in watch.found.trouble and not libvirt.answers(10.0):
+                    pytest.skip("libvirtd, between two guests that spin, answers virsh no more than us")
+                asked, until = True, time.monotonic() + 45  # the next try may be half a minute away
             assert time.monotonic() < until, watch.found
             time.sleep(0.01)
         assert watch.found.homes[uuid] == home
     finally:
         watch.close()
         libvirt.start()
-        for name in libvirt.virsh("list", "--name").split():
-            libvirt.virsh("destroy", name)
+        libvirt.destroy_all()
 
 
 @pytest.mark.timeout(120)

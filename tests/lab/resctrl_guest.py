@@ -14,6 +14,7 @@ from foreshare.envs.hal.linux.resctrl.files import OsFiles
 from foreshare.envs.hal.linux.resctrl.info import parse_schemata
 from foreshare.envs.hal.linux.resctrl.masks import is_run
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec
+from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.spec import LinuxSpec
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.policies.host import Isolation
@@ -21,6 +22,7 @@ from foreshare.policies.host import Isolation
 ROOT = Path("/sys/fs/resctrl")
 PREFIX = "foreshare-"
 SLEEPER = "sleep 9999 & sleep 9999 & exec sleep 9999"
+_OPEN: list[LinuxHal] = []
 MOUNT = ["mount", "-t", "resctrl", "resctrl", str(ROOT)]
 
 
@@ -36,8 +38,19 @@ def clean_mount() -> Iterator[None]:
     with contextlib.suppress(OSError):
         (ROOT / "info/L3_MON/max_threshold_occupancy").write_text(str(16 << 20))
     before = tree()
-    yield
+    try:
+        yield
+    finally:
+        while _OPEN:
+            _OPEN.pop().close()
     assert tree() == before
+
+
+def open_host(spec: LinuxSpec, roots: Roots | None = None) -> LinuxHal:
+    """Open a host that :func:`clean_mount` lets go of where the test does not come to it."""
+    hal = LinuxHal(spec, roots)
+    _OPEN.append(hal)
+    return hal
 
 
 def tree() -> dict[str, str]:
@@ -57,7 +70,7 @@ def make(n: int, paths: list[str], isolated: tuple[int, ...], **fields: object) 
         for i in range(n)
     )  # fmt: skip
     spec = ResctrlSpec(use="require", memory_bandwidth=40e9, **fields)  # type: ignore[arg-type]  # by name
-    return LinuxHal(LinuxSpec(vms=vms, resctrl=spec))
+    return open_host(LinuxSpec(vms=vms, resctrl=spec))
 
 
 def masks(hal: LinuxHal, found: dict[str, dict[int, int]] | None = None) -> dict[int, list[int]]:
@@ -105,8 +118,8 @@ def sleepers(paths: list[str]) -> Iterator[list[subprocess.Popen[bytes]]]:
             process = subprocess.Popen(
                 ["sh", "-c", "sleep 9999 & sleep 9999 & exec sleep 9999"], start_new_session=True
             )
-            (Path("/sys/fs/cgroup") / path / "cgroup.procs").write_text(str(process.pid))
             running.append(process)
+            (Path("/sys/fs/cgroup") / path / "cgroup.procs").write_text(str(process.pid))
         yield running
     finally:
         for process in running:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from foreshare.envs.hal.linux.discovery import agent
 from foreshare.envs.hal.linux.discovery import watch as watch_module
 from foreshare.envs.hal.linux.discovery.domains import bare_domain, described, from_json, to_json
 from foreshare.envs.hal.linux.discovery.homes import Homes
@@ -119,3 +120,40 @@ def test_an_agent_that_misbehaves_is_tried_again_later_and_later(
 def test_a_timeout_that_cannot_be_is_refused() -> None:
     with pytest.raises(InputError, match="timeout"):
         DiscoverySpec(timeout_ms=float("nan"))
+
+
+def test_a_domain_that_libvirt_is_still_starting_does_not_run_yet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its cgroups are there before libvirt has written what it wants in them: that would be put back later."""
+
+    class OneDomain:
+        uuid, name, number = UUID, "one", 4
+        busy = True
+
+        def starting(self) -> bool:
+            return self.busy
+
+        def xml(self) -> str | None:
+            return None
+
+        def free(self) -> None:
+            pass
+
+    one = OneDomain()
+
+    class Libvirt:
+        def __init__(self, uri: str, poke: object, wake_ms: int) -> None:
+            pass
+
+        def domains(self) -> list[OneDomain]:
+            return [one]
+
+    monkeypatch.setattr(agent, "Connection", Libvirt)
+    asks = agent.Agent("", frozenset())
+    numbers = []
+    for one.busy in (True, False, True):
+        asks._look()
+        lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        numbers += [d["number"] for line in lines if "domains" in line for d in line["domains"]]
+    assert numbers == [-1, 4], "once it runs, it is not asked again"

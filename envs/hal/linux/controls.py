@@ -114,7 +114,7 @@ class VmControls:
     """v1: usage_fd is cpu.stat of the unified hierarchy, because the VM has no cpuacct cgroup (libvirt on a hybrid
     host makes none: to it, v2 always counts CPU time)."""
     cpuset_links: int = 0
-    """st_nlink of the cpuset when its children were opened."""
+    """Sum of st_nlink over the tree when it was opened; -1: it was changing."""
 
     @property
     def absent(self) -> bool:
@@ -148,7 +148,7 @@ class VmControls:
         """Return whether a cgroup came or went below the VM's cpuset (v1) since it was opened. Raises OSError."""
         if not self.cpuset_tree or self.cpuset_tree[0].mount.version != 1:
             return False
-        return os.fstat(self.cpuset_tree[0].fd).st_nlink != self.cpuset_links
+        return sum(os.fstat(group.fd).st_nlink for group in self.cpuset_tree) != self.cpuset_links
 
 
 def absent_vm(hierarchies: Hierarchies) -> VmControls:
@@ -255,8 +255,11 @@ def add_children(vm: VmControls, *, writable: bool) -> None:
     top = vm.cpuset_tree[0]
     if top.mount.version != 1:
         return
-    vm.cpuset_links = os.fstat(top.fd).st_nlink
-    for child in top.walk()[1:]:
+    found = top.walk()
+    links = [os.fstat(group.fd).st_nlink for group in found]
+    # A directory has two links and one more for each below it: -1 where one came or went between walk and count.
+    vm.cpuset_links = links[0] if sum(links) == 3 * len(found) - 1 else -1
+    for child, count in zip(found[1:], links[1:], strict=True):
         held = child.read("cpuset.cpus")
         if held is None or not held.strip():
             child.close()
@@ -268,6 +271,7 @@ def add_children(vm: VmControls, *, writable: bool) -> None:
             if error.errno in GONE:
                 continue
             raise HostError(f"{child.where}/cpuset.cpus cannot be opened: {error.strerror}") from error
+        vm.cpuset_links += count if vm.cpuset_links >= 0 else 0
         vm.cpuset_tree.append(child)
         vm.cpuset.append(Knob(fd, f"{child.where}/cpuset.cpus", 1))
 

@@ -35,7 +35,7 @@ from .restore import RestoreReport, restore
 from .roots import Roots
 from .spec import LinuxSpec
 from .telemetry import Sampler
-from .threads import RESCAN_TICKS, VmThreads, schedstat_works
+from .threads import LOOK_TICKS, VmThreads, schedstat_works
 from .topology import discover
 from .troubles import troubles_of
 
@@ -333,12 +333,12 @@ class LinuxHal:
             self._upkeep.welcome(row)
 
     def _tend_cpusets(self) -> None:
-        """Look after partitions, and after cgroups that appeared below the VMs' own: a tenth of the VMs each time."""
+        """Look after partitions, and after cgroups that appeared below the VMs' own: some of the VMs each time."""
         if not self._claimed:
             return
         self.cpu_partitions.tend(self._sampler.present, self._writer.limits.cpus)
         self._turn += 1
-        for row in range(self._turn % RESCAN_TICKS, len(self._controls), RESCAN_TICKS):
+        for row in range(self._turn % LOOK_TICKS, len(self._controls), LOOK_TICKS):
             if self._sampler.present[row]:
                 try:
                     self._writer.tend_children(row)

@@ -20,8 +20,15 @@ from .cgroups import GONE, Cgroup, parse_tids, read_all, settled, threads_file
 from .roots import Roots, read_text
 
 RESCAN_TICKS = 10
+"""Between two scans of a VM of which nothing seems to have changed."""
+LOOK_TICKS = 4
+"""Between two looks at whether something has: a new vCPU is met, and confined, within so many ticks and one."""
+STIRRED_PER_TICK = 8
+"""VMs that are scanned in one tick because something has changed; for the others it is a matter of RESCAN_TICKS."""
+PROCESSES_PER_VM = 8
 READS_PER_TICK = 256
 DESCRIPTORS_PER_VM = 256
+_DEAD_LINKS = 2  # proc_task_getattr() in fs/proc/base.c adds the threads to the two of any directory
 
 
 class Thread:
@@ -54,20 +61,24 @@ class VmThreads:
         self._confined = confined
         self.stray: list[Thread] = []
         """Where affinity confines the VM: threads that a rescan found and nobody has confined yet."""
-        self._nodes = top.walk()
+        self._nodes: list[Cgroup] = [top]
         self.threads: dict[int, Thread] = {}
-        self._links = os.fstat(top.fd).st_nlink
+        self._processes: dict[int, int] = {}
+        """Descriptors of /proc/PID/task, whose st_nlink counts the process's threads."""
+        self._links: list[int] = []
+        """st_nlink of the cgroups, then of the processes, as of the latest scan; 0: not known."""
 
     def scan(self) -> list[Thread]:
         """Bring the membership up to date; return the threads that are new.
 
         Raises OSError (one of GONE) where the VM's own cgroup is no longer there.
         """
-        # kernfs counts sub-directories in st_nlink: a change means that somebody added or removed one.
-        if os.fstat(self._top.fd).st_nlink != self._links:
+        links = self._count()
+        if links[: len(self._nodes)] != self._links[: len(self._nodes)] or not self._links:
             self._close_children()
             self._nodes = self._top.walk()
-            self._links = os.fstat(self._top.fd).st_nlink
+            links = self._count()
+        self._links = links  # before the threads are listed: what comes meanwhile is seen as a change afterwards
         tids = settled(self._list)
         fresh: list[Thread] = []
         for tid in [t for t in self.threads if t not in tids]:
@@ -78,7 +89,17 @@ class VmThreads:
                 if thread is not None:
                     self.threads[tid] = thread
                     fresh.append(thread)
+        if fresh or not self._processes:
+            self._follow_processes()
         return fresh
+
+    def stirred(self) -> bool:
+        """Return whether threads or cgroups came or went since the latest scan.
+
+        One system call for each cgroup and process. It does not see one thread replaced by another, or a process that
+        joins: the regular scan does.
+        """
+        return self._count() != self._links
 
     def rescan(self) -> None:
         """Scan, and keep what is new for the next :meth:`confine`. Raises OSError as :meth:`scan` does."""
@@ -159,7 +180,33 @@ class VmThreads:
         for thread in self.threads.values():
             self._forget(thread)
         self.threads.clear()
+        for fd in self._processes.values():
+            os.close(fd)
+        self._processes.clear()
         self._close_children()
+
+    def _count(self) -> list[int]:
+        fds = [node.fd for node in self._nodes]
+        return [os.fstat(fd).st_nlink for fd in (*fds, *self._processes.values())]
+
+    def _follow_processes(self) -> None:
+        """Keep an eye on the processes that the threads belong to."""
+        pids: set[int] = set()
+        for node in self._nodes:
+            pids.update(
+                parse_tids(node.read("cgroup.procs") or b"")
+            )  # none where the cgroup is threaded: one above has
+        before = list(self._processes)
+        for pid in [p for p, fd in self._processes.items() if p not in pids or os.fstat(fd).st_nlink <= _DEAD_LINKS]:
+            os.close(self._processes.pop(pid))
+        for pid in sorted(pids - self._processes.keys())[: PROCESSES_PER_VM - len(self._processes)]:
+            try:
+                fd = os.open(f"{self._roots.proc}/{pid}/task", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except OSError:
+                continue  # it ended, or /proc hides it
+            self._processes[pid] = fd
+        if list(self._processes) != before:  # what threads they had when those were listed is not known
+            self._links[len(self._nodes) :] = [0] * len(self._processes)
 
     def _meet(self, tid: int) -> Thread | None:
         start = start_time(self._roots, tid)
@@ -215,7 +262,7 @@ class AbsentThreads(VmThreads):
     """Those of a VM that is not there: none."""
 
     def __init__(self) -> None:
-        self.threads, self.stray, self._nodes = {}, [], []
+        self.threads, self.stray, self._nodes, self._processes, self._links = {}, [], [], {}, []
 
     def scan(self) -> list[Thread]:
         """See VmThreads."""
@@ -271,9 +318,12 @@ class RunQueueWait:
         self._last_ns[row] = 0
 
     def rescan(self, present: list[bool]) -> list[int]:
-        """Bring a tenth of the VMs up to date; return the rows of those that turned out to be gone."""
+        """Bring a tenth of the VMs up to date, and some that changed; return the rows of those that are gone."""
         gone = []
-        for i in range(self._tick % self._period, len(self._vms), self._period):
+        rows = list(range(self._tick % self._period, len(self._vms), self._period))
+        look = range(self._tick % LOOK_TICKS, len(self._vms), LOOK_TICKS)
+        rows += [i for i in look if present[i] and self._vms[i].stirred()][:STIRRED_PER_TICK]
+        for i in rows:
             if present[i]:
                 try:
                     self._vms[i].rescan()

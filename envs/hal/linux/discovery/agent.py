@@ -14,7 +14,7 @@ from typing import Any
 from foreshare.policies.errors import ForeshareError
 
 from .domains import bare_domain, described, to_json
-from .libvirt_api import Connection
+from .libvirt_api import Connection, Handle
 from .spec import Domain
 
 WAKE_MS = 100
@@ -50,7 +50,7 @@ class Agent:
     def _look(self) -> None:
         """List, tell who runs, and only then ask each domain for the rest."""
         handles = self._connection.domains()
-        listed = [(h, bare_domain(h.uuid, h.name, h.number)) for h in handles]
+        listed = [(h, bare_domain(h.uuid, h.name, self._number(h))) for h in handles]
         now: dict[str, Domain] = {}
         for _, bare in listed:
             if bare is not None:
@@ -63,6 +63,14 @@ class Agent:
                 now[bare.uuid] = described(bare, handle.xml() or "")
             handle.free()
         self._tell(now)
+
+    def _number(self, handle: Handle) -> int:
+        """Return the number of a domain's run, -1 until libvirt has set it up: the event that follows says so."""
+        known = self._known.get(handle.uuid)
+        if handle.number < 0 or handle.uuid in self._mute or (known is not None and known.number == handle.number):
+            return handle.number
+        say({"asking": handle.uuid})
+        return -1 if handle.starting() else handle.number
 
     def _tell(self, now: dict[str, Domain]) -> None:
         self._known = now

@@ -19,6 +19,8 @@ _LIFECYCLE, _DEVICE_REMOVED, _DEVICE_ADDED = 0, 15, 19
 """virDomainEventID."""
 _UUID_LENGTH = 37  # VIR_UUID_STRING_BUFLEN
 _NO_ID = 0xFFFFFFFF
+_STARTING_UP = (3, 11)
+"""VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_STARTING_UP."""
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "virInitialize": (_INT, ()),
     "virEventRegisterDefaultImpl": (_INT, ()),
@@ -32,6 +34,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "virDomainGetID": (ctypes.c_uint, (_POINTER,)),
     "virDomainGetName": (_TEXT, (_POINTER,)),
     "virDomainGetUUIDString": (_INT, (_POINTER, _TEXT)),
+    "virDomainGetState": (_INT, (_POINTER, ctypes.POINTER(_INT), ctypes.POINTER(_INT), ctypes.c_uint)),
     "virDomainGetXMLDesc": (_POINTER, (_POINTER, ctypes.c_uint)),
     "virDomainFree": (_INT, (_POINTER,)),
     "virGetLastErrorMessage": (_TEXT, ()),
@@ -94,7 +97,7 @@ class Connection:
 
 
 class Handle:
-    """One domain. What it is called and whether it runs was in the list; :meth:`xml` has to ask, and may hang."""
+    """One domain. What it is called and its number were in the list; the methods have to ask, and may hang."""
 
     def __init__(self, lib: ctypes.CDLL, libc: ctypes.CDLL, handle: int | None) -> None:
         self._lib, self._libc, self._handle = lib, libc, handle
@@ -104,6 +107,12 @@ class Handle:
         self.name = (lib.virDomainGetName(handle) or b"").decode("utf-8", "replace")
         number = lib.virDomainGetID(handle)
         self.number = -1 if number == _NO_ID else int(number)
+
+    def starting(self) -> bool:
+        """Return whether libvirt is still busy starting it: its cgroups are there, but not as they will be."""
+        state, reason = _INT(), _INT()
+        failed = self._lib.virDomainGetState(self._handle, ctypes.byref(state), ctypes.byref(reason), 0) < 0
+        return not failed and (state.value, reason.value) == _STARTING_UP
 
     def xml(self) -> str | None:
         """Return the domain's XML; None where it went away meanwhile."""
