@@ -5,7 +5,7 @@ within capacity, no more ways' owners than cache classes, and at least ``min(res
 gets its reservation back in the very tick in which it is forecast to want it; one of which nothing is known holds it.
 
 For a policy whose answers nothing else bounds there is a **trust region** around the answer of triage, the anchor: with
-radius ``rho`` every VM is also entitled to ``1 - rho`` of the CPU, memory and IO bandwidth that triage would give it, in
+radius ``rho`` every VM is also entitled to ``1 - rho`` of the CPU, memory and IO that triage would give it, in
 whole granules. The anchor fits, so all of that fits; what is left is the policy's to hand out, and whatever it says, a
 VM's worst case is that share. Ways stay best effort, and the priority sort, the last resort, is not held to anything.
 """

@@ -449,7 +449,7 @@ def test_a_write_without_effect_is_noticed_in_the_same_tick(lag: int | None) -> 
     assert log.rows("disobeys") == [1]
     loop.run(20)
     assert (loop.mind.decision.placement.units[1] == RESERVED).all()
-    assert (loop._held.units == hal.held.units).all(), "it is believed what the kernel says"
+    assert (loop.controls.held.units == hal.held.units).all(), "it is believed what the kernel says"
     hal.deaf = False
     loop.run(CALM + 20)
     assert set(log.rows("obeys")) == {1}
@@ -487,7 +487,7 @@ def test_a_plan_that_breaks_off_is_not_built_upon_until_it_has_been_read() -> No
     loop.run(20)
     assert len(hal.plans) > plans
     check_isolated(host, hal.held_placement())
-    assert (loop._held.units == hal.held.units).all() and (loop._held.cpus == hal.held.cpus).all()
+    assert (loop.controls.held.units == hal.held.units).all() and (loop.controls.held.cpus == hal.held.cpus).all()
     assert set(loop.counts.host_faults) == {"apply", "read-back"}
     assert loop.counts.ticks == 57
 
