@@ -80,7 +80,9 @@ class Decision:
     age: int = 0
     """By how many ticks the features that it was decided on are older than this tick's."""
     default: IntArray | None = None
-    """(N, R) what the default (triage) would have decided, where the Mind has one: the anchor of a trust region."""
+    """(N, R) what the default (triage) would have decided, where the Mind has one: the anchor of the trust region."""
+    raised: int = 0
+    """Entries of the policy's answer that lay beyond the trust region."""
 
 
 @runtime_checkable
@@ -155,6 +157,11 @@ class Mind:
         self.default, self.assessor = default, Assessor(self.host)
         self.follow_deadlines(self.options.tick_ms)
 
+    @property
+    def _anchored(self) -> bool:
+        """Whether policies are held to a trust region here."""
+        return self.default is not None and self.options.guard.radius < 1.0
+
     def follow_deadlines(self, tick_ms: float) -> None:
         """See to it that :attr:`deadlines` is there, tick by tick from now on.
 
@@ -212,7 +219,10 @@ class Mind:
         if double is None or double.host is not self.host:
             policy = (self.default or self.fallback) if self.asker.beside else self.policy
             unhurried = replace(self.options, policy_budget_ns=UNHURRIED.policy_budget_ns)
-            double = Mind(self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), unhurried)
+            default = copy.deepcopy(self.default) if self._anchored else None
+            double = Mind(
+                self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), unhurried, default=default
+            )  # fmt: skip
             self._double = double
         return decide_tick(double, reading)
 
@@ -291,7 +301,9 @@ def conclude_tick(mind: Mind) -> Decision:
         frozen = frozen | mind.pinned
     if apart is not None:  # security class: no policy touches it
         proposal = np.where(apart[:, None], host.reservation, proposal)
-    units = mind.guard.admit(proposal, mind.request.ask, mind.held, frozen=frozen)
+    anchor = out.default if mind._anchored and out.by_policy else None
+    units = mind.guard.admit(proposal, mind.request.ask, mind.held, frozen=frozen, anchor=anchor)
+    out.raised = mind.guard.raised
     if mind._any_fixed:
         units[..., mind._fixed, :] = host.reservation[mind._fixed]
     np.greater(mind.request.need, units, out=out.contended)
@@ -322,7 +334,7 @@ def _propose(mind: Mind, out: Decision) -> Units:
         mind.asker.begin(mind._shown, host, tick)
     # What runs in the shadow of a policy that thinks beside us costs nothing, and keeps the fallback warm.
     out.default = None
-    if mind.default is not None and (mind.asker.beside or standing.benched_for == "worse"):
+    if mind.default is not None and (mind.asker.beside or mind._anchored or standing.benched_for == "worse"):
         out.default = mind.default.allocate(mind.request, host, tick)
     shadow = None if asking and mind.asker.arrived() else mind.fallback.allocate(mind.request, host, tick)
     mind._cold = shadow is None

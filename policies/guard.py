@@ -3,6 +3,11 @@
 Feasible means, for every VM and resource: a multiple of its granule, at least its floor, at most its cap, pool sums
 within capacity, no more ways' owners than cache classes, and at least ``min(reservation, what it needs now)``: a VM
 gets its reservation back in the very tick in which it is forecast to want it; one of which nothing is known holds it.
+
+For a policy whose answers nothing else bounds there is a **trust region** around the answer of triage, the anchor: with
+radius ``rho`` every VM is also entitled to ``1 - rho`` of the CPU, memory and IO that triage would give it, in
+whole granules. The anchor fits, so all of that fits; what is left is the policy's to hand out, and whatever it says, a
+VM's worst case is that share. Ways stay best effort, and the priority sort, the last resort, is not held to anything.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import numpy.typing as npt
 
 from . import kernel
 from .axes import flat_positions, flat_rows, total
+from .errors import InputError
 from .host import CACHE, CPU, BoolArray, FloatArray, Host, IntArray, entitled_units
 from .rounding import apportion
 
@@ -24,6 +30,12 @@ class GuardOptions:
 
     hysteresis: bool = True
     """Keep units where they are until somebody else wants them: fewer moves, same guarantees."""
+    radius: float = 1.0
+    """Of the trust region, between 0 (triage's answer is the least that everybody gets) and 1 (there is none)."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.radius <= 1.0:
+            raise InputError(f"the trust region's radius is {self.radius}, not between 0 and 1")
 
 
 class Guard:
@@ -45,25 +57,32 @@ class Guard:
         """The latest proposal was unusable as a whole (wrong shape or type) or had entries that are no numbers."""
         self.changed = 0
         """Entries of the latest proposal that were altered before hysteresis."""
+        self.raised = 0
+        """Entries of the latest proposal that lay beyond the trust region."""
 
     def admit(
-        self, proposal: npt.ArrayLike, ask: FloatArray, previous: IntArray, *, frozen: BoolArray | None = None
-    ) -> IntArray:
+        self, proposal: npt.ArrayLike, ask: FloatArray, previous: IntArray, *, frozen: BoolArray | None = None,
+        anchor: IntArray | None = None,
+    ) -> IntArray:  # fmt: skip
         """Return feasible units (N, R), in a batch (H, N, R), near ``proposal``.
 
         ``ask`` (..., N, R) float: what each VM wants now; NaN counts as its reservation. ``previous`` (..., N, R): what
-        it holds. ``frozen`` (..., N): VMs that must not keep more than they are granted (throttled ones).
+        it holds. ``frozen`` (..., N): VMs that must not keep more than they are granted (throttled ones). ``anchor``
+        (..., N, R): feasible units around which the trust region lies; None: there is none.
         """
         host = self.host
         wanted = self._numbers(proposal)
         if kernel.compiled is not None:
             out = np.empty(host.shape, np.int64)
-            self.changed = kernel.compiled.admit(
+            self.changed, self.raised = kernel.compiled.admit(
                 self._tables, self._hosts, np.ascontiguousarray(wanted), np.ascontiguousarray(ask),
-                np.ascontiguousarray(previous), frozen, self.options.hysteresis, out,
+                np.ascontiguousarray(previous), frozen, self.options.hysteresis, anchor, 1.0 - self.options.radius, out,
             )  # fmt: skip
             return out
         entitled = entitled_units(ask, host)
+        self.raised = 0
+        if anchor is not None:
+            self._oblige(entitled, wanted, anchor)
         x = np.minimum(np.maximum(wanted, entitled), host.cap)
         self._to_granules(x)
         self._classes(x, entitled)
@@ -82,6 +101,15 @@ class Guard:
                 for g in host.groups:
                     self._keep(x, keep, g.rows, g.cols, g.capacity)
         return x
+
+    def _oblige(self, entitled: IntArray, wanted: IntArray, anchor: IntArray) -> None:
+        """Raise entitlements in place to their share of the anchor."""
+        least = np.ceil(anchor * (1.0 - self.options.radius) - 1e-9).astype(np.int64)
+        self._to_granules(least)
+        np.minimum(least, anchor, out=least)
+        least[..., CACHE] = 0  # best effort
+        self.raised = int(np.count_nonzero((least > entitled) & (wanted < least)))
+        np.maximum(entitled, least, out=entitled)
 
     def _numbers(self, proposal: npt.ArrayLike) -> IntArray:
         """Return ``proposal`` as integers; what is no number becomes the reservation."""

@@ -8,6 +8,7 @@ that there can be. So are learned policies: a bundle holds numbers, no code. Wha
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +31,8 @@ Where = Literal["auto", "inline", "process"]
 WHERE: tuple[Where, ...] = ("auto", "inline", "process")
 PLUG_IN_FORECAST = "triage"
 """A plug-in sees the requests that this policy would see, and is assessed against it."""
+PLUG_IN_RADIUS = 0.25
+"""Whatever a plug-in says, every VM gets at least three quarters of what triage would give it (policies/guard.py)."""
 
 
 class Elsewhere:
@@ -70,15 +73,17 @@ def open_bundle(policy: str, keys: Keys | None = None) -> Bundle:
 
 def open_mind(
     policy: str, host: Host, options: DecideOptions, where: Where = "auto", *, virtual_time: bool = False,
-    forecast: str = "",
+    forecast: str = "", radius: float = PLUG_IN_RADIUS,
 ) -> Mind:  # fmt: skip
     """Return a mind that decides by ``policy``; where it has a process, that is running and ready.
 
-    ``forecast``: folder of what ``foreshare forecast fit`` wrote, to forecast with; empty: what ships.
+    ``forecast``: folder of what ``foreshare forecast fit`` wrote, to forecast with; empty: what ships. ``radius``: of
+    the trust region to which plug-ins are held (policies/guard.py). Our own allocators are judged as they are, and
+    what a learned policy says is a bounded correction of triage.
     Raises InputError for a policy or a folder that does not exist or cannot be loaded.
     """
     fitted = load_fitted(Path(forecast)) if forecast else None
-    mind = _open_mind(policy, host, options, where, virtual_time)
+    mind = _open_mind(policy, host, options, where, virtual_time, radius)
     if fitted is not None:
         if not isinstance(mind.forecaster, Analyzer):
             mind.close()
@@ -87,7 +92,9 @@ def open_mind(
     return mind
 
 
-def _open_mind(policy: str, host: Host, options: DecideOptions, where: Where, virtual_time: bool) -> Mind:
+def _open_mind(
+    policy: str, host: Host, options: DecideOptions, where: Where, virtual_time: bool, radius: float
+) -> Mind:
     if policy not in POLICIES and is_learned(policy):
         if where == "process":
             raise InputError(f"policy {policy} sees what only the loop knows: it cannot live in a process of its own")
@@ -99,12 +106,12 @@ def _open_mind(policy: str, host: Host, options: DecideOptions, where: Where, vi
     if where == "inline" or (where == "auto" and not plug_in):
         if not plug_in:
             return make_mind(policy, host, options)
-        return _plugged(_load(policy), host, options)
+        return _plugged(_load(policy), host, options, radius)
     spec = {"factory": policy} if plug_in else {"registry": policy}
     process = PolicyProcess(spec, host, ProcessOptions(wait_for_start=virtual_time))
     try:
         process.start()
-        mind = _plugged(Elsewhere(policy), host, options) if plug_in else make_mind(policy, host, options)
+        mind = _plugged(Elsewhere(policy), host, options, radius) if plug_in else make_mind(policy, host, options)
     except BaseException:
         process.close()
         raise
@@ -112,7 +119,8 @@ def _open_mind(policy: str, host: Host, options: DecideOptions, where: Where, vi
     return mind
 
 
-def _plugged(policy: Allocator, host: Host, options: DecideOptions) -> Mind:
+def _plugged(policy: Allocator, host: Host, options: DecideOptions, radius: float) -> Mind:
+    options = replace(options, guard=replace(options.guard, radius=radius))
     ours = make_mind(PLUG_IN_FORECAST, host, options)
     return Mind(host, ours.forecaster, policy, options, default=ours.policy)
 

@@ -5,8 +5,7 @@ never caught up. What does not fit into the apply budget stays in the difference
 they should hold, and so is in the next tick's plan.
 
 Whatever the host does, the loop goes on: a call into the HAL that fails is counted and costs what it was for. Without a
-sample every value of the tick is missing; where it is unknown what a plan has written, nothing is written until that
-has been read back, for only then is it known what is nobody's.
+sample every value of the tick is missing; for what is written see controls.py.
 """
 
 from __future__ import annotations
@@ -21,21 +20,20 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.envs.hal import Complains, Hal, IsComputed, Plan, Receipt
-from foreshare.envs.hal.plan import advance, build_plan
+from foreshare.envs.hal.plan import build_plan
 from foreshare.envs.hal.virtual import blank
 from foreshare.policies.ask import FAULTS
 from foreshare.policies.decide import Decision, Mind, decide_tick
 from foreshare.policies.errors import HalError
-from foreshare.policies.host import BoolArray, Host, IntArray, Placement
+from foreshare.policies.host import BoolArray, Host, Placement
 from foreshare.policies.presence import Presence
 from foreshare.policies.reading import Reading
 
-from .actuator import Obedience
+from .controls import Controls
 from .latency import Latency
 from .meter import Meter
 from .rehearsal import Rehearsal
 from .runlog import STAGES
-from .verify import Rounds
 
 TROUBLE_TICKS = 100
 """Between two questions to the host what is wrong with it."""
@@ -103,6 +101,8 @@ class Counts:
     """Of those that the policy decided: by its answer to an earlier tick."""
     faults: dict[str, int] = field(default_factory=dict)
     """Ticks without an answer of the policy to them, by what was wrong; see policies/ask.py."""
+    raised: int = 0
+    """Ticks in which the guard changed the policy's answer because it lay beyond the trust region."""
     writes: int = 0
     deferred: int = 0
     """Writes that did not fit into their tick's budget, or found a lock held."""
@@ -135,18 +135,15 @@ class ControlLoop:
         self.latency = Latency()
         n = len(mind.host)
         self.meter = Meter(mind.host)
-        self._held = Placement.empty(n, mind.host.topology.cpus)
-        self._seen = Placement.empty(n, mind.host.topology.cpus)
-        self._reading, self._receipt = Reading.empty(n), Receipt()
+        turns = self.options.verify_ticks or max(1, 10**9 // self.options.tick_ns)
+        self.controls = Controls(hal, n, turns, self._host_fault, self._event)
+        self._reading = Reading.empty(n)
         self._stage = np.zeros(len(STAGES), np.int64)
         self._presence = Presence(n)
         self._present: BoolArray = np.ones(n, bool)
         self._waiting = np.zeros(n, np.int64)
         self._number = 0
-        self._rounds = Rounds(n, self.options.verify_ticks or max(1, 10**9 // self.options.tick_ns))
-        self._obedience = Obedience(n)
         self._troubles: frozenset[str] = frozenset()
-        self._unknown: BoolArray = np.zeros(n, bool)
         self._doubted: BoolArray = np.zeros(n, bool)
         self._fault = ""
         self._rehearsal = Rehearsal(hal.clock, self.options.tick_ns) if self.options.rehearse else None
@@ -161,9 +158,9 @@ class ControlLoop:
 
     def run(self, ticks: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
         """Run ``ticks`` ticks (None: until ``stop`` says so). The HAL must have been claimed."""
-        self._unknown[:] = True
-        self._read(self._held)
-        self.mind.adopt(self._held)
+        self.controls.unknown[:] = True
+        self.controls.read()
+        self.mind.adopt(self.controls.held)
         clock, tick_ns = self.hal.clock, self.options.tick_ns
         self._warm_up()
         enabled = gc.isenabled()
@@ -207,10 +204,10 @@ class ControlLoop:
         """Touch what a tick needs before the first one counts: reads only, no writes."""
         self._sample()
         self.mind.warm_up()
-        build_plan(self.host, self._held, self._held)
+        build_plan(self.host, self.controls.held, self.controls.held)
 
     def _rehearse(self) -> None:
-        build_plan(self.host, self._held, self.mind.rehearse(self._reading).placement)
+        build_plan(self.host, self.controls.held, self.mind.rehearse(self._reading).placement)
 
     def _tick(self, t_ns: int) -> None:
         now, stage = time.perf_counter_ns, self._stage
@@ -222,19 +219,18 @@ class ControlLoop:
         stage[1:5] = self.mind.stage_ns
 
         planning = now()
-        known = not self._unknown.any()
-        if not known:
-            self._read(self._held, self._unknown.nonzero()[0])
-            known = not self._unknown.any()
-        plan = build_plan(self.host, self._held, decision.placement)
+        controls, known = self.controls, self.controls.all_known()
+        plan = build_plan(self.host, controls.held, decision.placement)
         planned = now()
         stage[4] += planned - planning  # which writes lead there is the last part of placing
-        self._receipt.clear()
+        controls.receipt.clear()
         if len(plan) and known:
-            self._apply(plan, decision.placement)
+            # The first plan leads out of whatever was found: it is written whole, however long that takes.
+            deadline = self.hal.clock.now_ns() + self.options.apply_budget_ns if self._number else 0
+            controls.apply(plan, decision.placement, self.host, deadline)
         applied = now()
 
-        self._verify(plan)
+        self.counts.drift += controls.verify(plan, self.host, self.options.verify_budget_ns)
         done = now()
         stage[0], stage[5], stage[6] = sampled - began, applied - planned, done - applied
         reaction = applied - sampled + (sampled - began) // 2 if len(plan) else 0
@@ -249,60 +245,6 @@ class ControlLoop:
             reading.t_ns, reading.dt_ns = self.hal.clock.now_ns(), 0
             blank(reading)
             self._host_fault("sample", error)
-
-    def _apply(self, plan: Plan, target: Placement) -> None:
-        """Write a plan and bring up to date what the controls hold."""
-        receipt = self._receipt
-        # The first plan leads out of whatever was found: it is written whole, however long that takes.
-        deadline = self.hal.clock.now_ns() + self.options.apply_budget_ns if self._number else 0
-        try:
-            self.hal.apply(plan, deadline, receipt)
-        except (OSError, HalError) as error:
-            receipt.clear()
-            self._unknown[plan.vm] = True
-            self._host_fault("apply", error)
-            return
-        advance(self._held, plan, receipt, target, self.host)
-
-    def _read(self, into: Placement, rows: IntArray | None = None) -> bool:
-        """Read back ``rows`` (all if None); return whether that went well. What was unknown of them is then known."""
-        try:
-            self.hal.read_back(into, rows)
-        except (OSError, HalError) as error:
-            self._host_fault("read-back", error)
-            return False
-        self._unknown[slice(None) if rows is None else rows] = False
-        return True
-
-    def _verify(self, plan: Plan) -> None:
-        """Read back some VMs' controls and believe what the kernel says."""
-        now, held, seen = self.hal.clock.now_ns, self._held, self._seen
-        written = plan.vm[: self._receipt.done]
-        self._rounds.suspect(written)
-        tested = self._obedience.pinned.copy()
-        tested[written] = True  # who was not written to has not shown that it obeys
-        for failure in self._receipt.failures:
-            if not failure.gone and not failure.deferred:  # what is deferred waits, and is no disobedience
-                self._obedience.strike(int(plan.vm[failure.index]), failure.text)
-        for rows in self._rounds.rows(now, now() + self.options.verify_budget_ns):
-            seen.units[rows], seen.cpus[rows], seen.ways[rows] = held.units[rows], held.cpus[rows], held.ways[rows]
-            if not self._read(seen, rows):
-                self._rounds.suspect(rows)
-                break
-            differs = (
-                (seen.units[rows] != held.units[rows]).any(axis=1)
-                | (seen.cpus[rows] != held.cpus[rows]).any(axis=1)
-                | (seen.ways[rows] != held.ways[rows])
-            ) & self.host.active[rows]
-            if differs.any():
-                for row in rows[differs]:
-                    self.counts.drift += 1
-                    held.units[row], held.cpus[row], held.ways[row] = seen.units[row], seen.cpus[row], seen.ways[row]
-                    text = "the controls held something else than was written"
-                    self._event("drift", int(row), f"{text}; writing again")
-                    self._obedience.strike(int(row), text)
-                self._rounds.suspect(rows[differs])
-            self._obedience.good(rows[~differs & tested[rows]])
 
     def _host_fault(self, what: str, error: Exception) -> None:
         faults = self.counts.host_faults
@@ -321,13 +263,13 @@ class ControlLoop:
             self._event("fallback" if not decision.by_policy else "late", -1, decision.fault)
         elif kind == "benched" != before:
             self._event("benched", -1, decision.fault)
-        for what, row, text in self._obedience.judge():
+        for what, row, text in self.controls.obedience.judge():
             counts.disobedient += what == "disobeys"
             self._event(what, row, text)
         pinned = self.mind.pinned
-        pinned[:] = self._obedience.pinned
+        pinned[:] = self.controls.obedience.pinned
         if pinned.any():
-            self._rounds.suspect(pinned.nonzero()[0])
+            self.controls.rounds.suspect(pinned.nonzero()[0])
         doubted = self.mind.trust.doubted_vms(self._reading.present)
         if (doubted != self._doubted).any():
             counts.distrusted += int((doubted & ~self._doubted).sum())
@@ -340,11 +282,12 @@ class ControlLoop:
 
     def _account(self, t_ns: int, decision: Decision, plan: Plan) -> None:
         """Count, tell the observers, follow VMs that come and go. Outside every latency figure but the tick's slack."""
-        counts, receipt = self.counts, self._receipt
+        counts, receipt = self.counts, self.controls.receipt
         counts.ticks += 1
         counts.by_policy += decision.by_policy
         counts.by_fallback += not decision.by_policy
         counts.by_earlier += decision.age > 0
+        counts.raised += decision.raised > 0
         self._safeguards(decision)
         waiting = [failure.index for failure in receipt.failures if failure.deferred]
         counts.writes += receipt.done - len(waiting)
@@ -362,11 +305,19 @@ class ControlLoop:
             if not failure.gone and not failure.deferred:
                 counts.failed += 1
                 self._event("write-failed", row, failure.text)
-        for kind, row, text in self.meter.update(t_ns, self._reading, decision, self._held):
+        for kind, row, text in self.meter.update(t_ns, self._reading, decision, self.controls.held):
             self._event(kind, row, text)
         self._number += 1
         tick = Tick(
-            self._number - 1, t_ns, self._reading, decision, self._held, self._stage, plan, receipt, counts.missed
+            self._number - 1,
+            t_ns,
+            self._reading,
+            decision,
+            self.controls.held,
+            self._stage,
+            plan,
+            receipt,
+            counts.missed,
         )
         for observer in self.observers:
             observer.on_tick(tick)
@@ -378,7 +329,7 @@ class ControlLoop:
 
     def _follow(self, present: BoolArray) -> None:
         """Reclaim from VMs that are gone for good, take back those that return."""
-        self._unknown |= present & ~self._present  # it may be another, with controls of its own
+        self.controls.unknown |= present & ~self._present  # it may be another, with controls of its own
         self._present[:] = present
         active = self._presence.update(present)
         was, before, vms = self.host.active, self.host.vms, self.hal.vms
@@ -390,16 +341,12 @@ class ControlLoop:
         self.meter.rebind(self.host)
         for row in np.flatnonzero(active != was):
             self._event("returned" if active[row] else "gone", int(row), "")
-            self._release(int(row))
+            self.controls.release(int(row))
+            self.mind.pinned[row] = False
         back = np.flatnonzero(active & ~was)
         if len(back):
-            self._unknown[back] = True  # until it is read, now or later
-            self._read(self._held, back)
-
-    def _release(self, row: int) -> None:
-        self._obedience.forget(row)
-        self._unknown[row] = self.mind.pinned[row] = False
-        self._held.units[row], self._held.cpus[row], self._held.ways[row] = 0, False, 0
+            self.controls.unknown[back] = True  # until it is read, now or later
+            self.controls.read(back)
 
     def _event(self, kind: str, vm: int, text: str) -> None:
         for observer in self.observers:

@@ -25,7 +25,7 @@ from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.host import FloatArray, Placement
 from foreshare.policies.reading import Reading
 
-from .asking import Where, open_mind
+from .asking import PLUG_IN_RADIUS, Where, open_mind
 from .config import Config
 from .forecast_watch import ForecastWatch
 from .journal import StateDir
@@ -130,6 +130,8 @@ class Session:
     options: LoopOptions | None = None
     policy_in: Where = "auto"
     """Where the policy runs: called by the loop, or in a process of its own."""
+    radius: float = PLUG_IN_RADIUS
+    """Of the trust region to which plug-ins are held; 1: none."""
     forecast: str = ""
     """Folder of fitted forecasters; empty: those that ship."""
     state_dir: str = ""
@@ -153,7 +155,9 @@ class Session:
         host = Host(hal.topology, hal.vms)
         virtual = isinstance(hal.clock, VirtualClock)
         decide = decide_options(hal, self.choice.tick_ms)
-        mind = open_mind(self.policy, host, decide, self.policy_in, virtual_time=virtual, forecast=self.forecast)
+        mind = open_mind(
+            self.policy, host, decide, self.policy_in, virtual_time=virtual, forecast=self.forecast, radius=self.radius
+        )
         try:
             return self._run_mind(hal, host, mind, state)
         finally:
@@ -275,6 +279,7 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
         "decided_by_policy_pct": round(100.0 * counts.by_policy / decided, 3),
         "decided_late": counts.by_earlier,
         "policy_faults": dict(counts.faults),
+        "raised_ticks": counts.raised,
         "policy_benches": loop.mind.standing.benches - loop.benches_before,
         "slo_violation_pct": round(float(slo), 4),
         "slo_measured_by": source,

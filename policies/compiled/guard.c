@@ -1,4 +1,5 @@
 /* Making any proposal feasible: policies/guard.py. */
+#include <math.h>
 #include <string.h>
 
 #include "kernel.h"
@@ -72,11 +73,26 @@ static void keep_pool(const tables_t *t, const pool_t *p, int64_t *x, const int6
     }
 }
 
-/* Guard.admit() of one host; returns how many entries were altered before hysteresis. */
+/* Guard._oblige(): raise entitlements to ``share`` of the anchor; returns how many proposals lie below that. */
+static int64_t oblige(const tables_t *t, const anchor_t *a, const int64_t *wanted, int64_t *low) {
+    int64_t raised = 0;
+    for (int64_t i = 0; a->units && i < t->n * R; i++) {
+        if (i % R == CACHE) continue; /* best effort */
+        int64_t units = whole((int64_t)ceil((double)a->units[i] * a->share - 1e-9), t->granule[i]);
+        if (units > a->units[i]) units = a->units[i];
+        if (units <= low[i]) continue;
+        low[i] = units;
+        raised += wanted[i] < units;
+    }
+    return raised;
+}
+
+/* Guard.admit() of one host; returns how many entries were altered before hysteresis, and adds up who was raised. */
 int64_t admit(const tables_t *t, const int64_t *wanted, const double *ask, const int64_t *previous, const bool *frozen,
-              bool hysteresis, int64_t *out, scratch_t *s) {
+              bool hysteresis, anchor_t *anchor, int64_t *out, scratch_t *s) {
     int64_t changed = 0;
     entitle(t, ask, s->low);
+    anchor->raised += oblige(t, anchor, wanted, s->low);
     for (int64_t i = 0; i < t->n * R; i++) {
         int64_t units = wanted[i] > s->low[i] ? wanted[i] : s->low[i];
         if (units > t->cap[i]) units = t->cap[i];

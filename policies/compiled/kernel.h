@@ -52,8 +52,13 @@ void triage(const tables_t *t, const double *ask, const double *need, const doub
             const triage_knobs_t *k, bool *admitted, int64_t *out, scratch_t *s);
 
 /* guard.c */
+typedef struct {
+    const int64_t *units; /* (N, R) what triage would give, or NULL */
+    double share;         /* of that everybody gets at least so much */
+    int64_t raised;       /* entries of proposals that lie below that */
+} anchor_t;
 int64_t admit(const tables_t *t, const int64_t *wanted, const double *ask, const int64_t *previous, const bool *frozen,
-              bool hysteresis, int64_t *out, scratch_t *s);
+              bool hysteresis, anchor_t *anchor, int64_t *out, scratch_t *s);
 
 /* estimate.c */
 typedef struct {

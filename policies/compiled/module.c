@@ -59,7 +59,7 @@ static PyObject *py_triage(PyObject *self, PyObject *const *args, Py_ssize_t cou
 
 static PyObject *py_admit(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 8)) return NULL;
+    if (!counted(count, 10)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     const int64_t *wanted = WHOLE(2, c.nr);
     const double *ask = REAL(3, c.nr);
@@ -67,11 +67,17 @@ static PyObject *py_admit(PyObject *self, PyObject *const *args, Py_ssize_t coun
     bool any_frozen = args[5] != Py_None;
     const bool *frozen = any_frozen ? take(&c.buffers, args[5], '?', c.hosts * c.n, false) : NULL;
     bool hysteresis = args[6] == Py_True;
-    int64_t *out = WHOLE_OUT(7, c.nr), changed = 0;
-    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++)
+    bool any_anchor = args[7] != Py_None;
+    const int64_t *anchors = any_anchor ? WHOLE(7, c.nr) : NULL;
+    anchor_t anchor = {.share = PyFloat_AsDouble(args[8])};
+    if (PyErr_Occurred()) c.buffers.failed = true;
+    int64_t *out = WHOLE_OUT(9, c.nr), changed = 0;
+    for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
+        anchor.units = any_anchor ? anchors + h * c.nr : NULL;
         changed += admit(&c.tables, wanted + h * c.nr, ask + h * c.nr, previous + h * c.nr,
-                         any_frozen ? frozen + h * c.n : NULL, hysteresis, out + h * c.nr, &c.scratch);
-    return finish(&c, PyLong_FromLongLong(changed));
+                         any_frozen ? frozen + h * c.n : NULL, hysteresis, &anchor, out + h * c.nr, &c.scratch);
+    }
+    return finish(&c, Py_BuildValue("LL", (long long)changed, (long long)anchor.raised));
 }
 
 static PyObject *py_estimate(PyObject *self, PyObject *const *args, Py_ssize_t count) {

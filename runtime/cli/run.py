@@ -16,7 +16,7 @@ from typing import Any
 from foreshare.envs.hal.spec import MAX_VMS
 from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.registry import DEFAULT, POLICIES
-from foreshare.runtime.asking import WHERE, Where, check_policy
+from foreshare.runtime.asking import PLUG_IN_RADIUS, WHERE, Where, check_policy
 from foreshare.runtime.cli.values import number, whole
 from foreshare.runtime.config import Config, describe_config, load_config
 from foreshare.runtime.journal import default_state_dir
@@ -49,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy-in", choices=WHERE,
         help="where it runs: inline, or in a process of its own; auto (default): plug-ins (package.module:callable) do",
+    )  # fmt: skip
+    parser.add_argument(
+        "--trust-radius", type=number(0.0, 1.0, "shares"), metavar="R", default=PLUG_IN_RADIUS,
+        help="a plug-in leaves every VM at least 1 - R of what triage would give it "
+        f"(default {PLUG_IN_RADIUS}; 1: whatever it says)",
     )  # fmt: skip
     parser.add_argument(
         "--forecast",
@@ -84,7 +89,7 @@ def execute(args: argparse.Namespace) -> int:
     ticks = args.ticks or ticks_for(args.seconds or DEFAULT_SECONDS, choice.tick_ms)
     session = Session(
         choice=choice, policy=policy, policy_in=policy_in, ticks=ticks,
-        forecast=args.forecast or (config.policy.forecast if config else ""),
+        radius=args.trust_radius, forecast=args.forecast or (config.policy.forecast if config else ""),
         state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()),
     )  # fmt: skip
     outcome = _shown(session, args, ticks * choice.tick_ms * 1e-3)

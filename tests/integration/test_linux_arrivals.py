@@ -319,7 +319,7 @@ def test_a_qemu_process_that_nobody_names_gets_a_row_and_its_share(
                 process.stdin.write("\n")
                 process.stdin.flush()
                 loop.run(20)
-                assert loop._held.units[row, 0] > 0 and loop.host.active[row]
+                assert loop.controls.held.units[row, 0] > 0 and loop.host.active[row]
                 assert not [e for e in seen.events if e[0] in ("host-fault", "write-failed")]
             finally:
                 process.kill()

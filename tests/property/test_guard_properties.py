@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hosts import check_feasible, hosts
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreshare.policies.guard import Guard
+from foreshare.policies.allocators import Request, Triage
+from foreshare.policies.errors import InputError
+from foreshare.policies.guard import Guard, GuardOptions
 from foreshare.policies.host import Host, Resource
 
 ANYTHING = st.one_of(
@@ -34,6 +37,27 @@ def test_any_numbers_become_a_feasible_allocation(host: Host, data: st.DataObjec
         assert (units >= entitled).all(), "somebody did not get his reservation back"
         assert guard.broken == bool(np.isnan(proposal).any())
         held = units
+
+
+@given(host=hosts(), data=st.data(), radius=st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]))
+def test_within_the_trust_region_everybody_has_his_share_of_the_anchor(
+    host: Host, data: st.DataObject, radius: float
+) -> None:
+    guard, triage = Guard(host, GuardOptions(radius=radius, hysteresis=False)), Triage()
+    for tick in range(3):
+        ask = np.clip(draw_matrix(data, host, st.floats(0, 200)), host.floor, host.cap)
+        anchor = triage.allocate(Request(ask, ask), host, tick)
+        proposal = draw_matrix(data, host, ANYTHING)
+        units = guard.admit(proposal, ask, host.reservation, anchor=anchor)
+        check_feasible(host, units)
+        anchor[:, Resource.CACHE] = 0
+        assert (units >= np.floor((1.0 - radius) * anchor)).all()
+        assert radius or (units >= anchor).all()
+
+
+def test_a_radius_is_between_nothing_and_everything() -> None:
+    with pytest.raises(InputError, match="radius"):
+        GuardOptions(radius=1.5)
 
 
 @given(

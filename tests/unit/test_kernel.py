@@ -24,7 +24,7 @@ from foreshare.policies.allocators.base import make_request
 from foreshare.policies.backlog_forecast import BacklogForecaster, BacklogKnobs
 from foreshare.policies.features import Encoder
 from foreshare.policies.forecast import Forecast
-from foreshare.policies.guard import Guard
+from foreshare.policies.guard import Guard, GuardOptions
 from foreshare.policies.host import Host
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import make_mind
@@ -78,18 +78,19 @@ def test_allocators_agree_tick_by_tick(kind: type[Allocator], host: Host, seed: 
 @given(host=hosts(), seed=st.integers(0, 2**32 - 1), throttle=st.booleans())
 def test_the_guard_agrees_whatever_is_proposed(host: Host, seed: int, throttle: bool) -> None:
     rng, batch = np.random.default_rng(seed), in_batch(host, 3)
-    guard = Guard(batch)
+    guard, triage = Guard(batch, GuardOptions(radius=float(rng.choice([0.0, 0.25, 0.6])))), Triage()
     held = np.broadcast_to(batch.reservation, batch.shape).copy()
     for _ in range(4):
         ask = asked(rng, batch).ask
         ask[rng.random(batch.shape) < 0.1] = np.nan
         proposal = rng.integers(-5, 2 * batch.cap + 5, batch.shape)
         frozen = rng.random(batch.shape[:-1]) < 0.3 if throttle else None
+        anchor = triage.allocate(asked(rng, batch), batch, 1) if throttle else None
         use(True)
-        got, changed = guard.admit(proposal, ask, held, frozen=frozen), guard.changed
+        got, changed = guard.admit(proposal, ask, held, frozen=frozen, anchor=anchor), (guard.changed, guard.raised)
         use(False)
-        np.testing.assert_array_equal(got, guard.admit(proposal, ask, held, frozen=frozen))
-        assert changed == guard.changed
+        np.testing.assert_array_equal(got, guard.admit(proposal, ask, held, frozen=frozen, anchor=anchor))
+        assert changed == (guard.changed, guard.raised)
         held = got
 
 

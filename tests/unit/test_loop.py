@@ -70,9 +70,9 @@ def looped(hal: FakeHal, host: Host, policy: WaterFilling | None = None, **optio
 
 def believes_truth(loop: ControlLoop, hal: FakeHal) -> None:
     here = loop.host.active
-    assert (loop._held.units[here] == hal.held.units[here]).all()
-    assert (loop._held.cpus[here] == hal.held.cpus[here]).all()
-    assert (loop._held.ways[here] == hal.held.ways[here]).all()
+    assert (loop.controls.held.units[here] == hal.held.units[here]).all()
+    assert (loop.controls.held.cpus[here] == hal.held.cpus[here]).all()
+    assert (loop.controls.held.ways[here] == hal.held.ways[here]).all()
 
 
 def flapping(n: int) -> Callable[[int], object]:
@@ -324,7 +324,7 @@ def test_a_vanished_vm_is_released_and_taken_back() -> None:
     assert loop.host.active.all()
     loop.run(1)
     assert log.kinds("gone") == [1]
-    assert not loop._held.units[1].any() and not loop._held.cpus[1].any()
+    assert not loop.controls.held.units[1].any() and not loop.controls.held.cpus[1].any()
     loop.run(10)
     assert hal.held.units[0, 0] + hal.held.units[2, 0] + hal.held.units[3, 0] > held_before[[0, 2, 3], 0].sum()
     assert not loop.counts.failed, "a VM that is gone is no failed write"

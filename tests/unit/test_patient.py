@@ -104,8 +104,8 @@ def test_a_call_that_hangs_does_not_take_the_loop_along(call: str, hanging: tupl
         threading.Event().wait(0.01)  # until the thread has come back from the call
     loop.run(30)
     assert not patient.stuck and patient.times == 1
-    assert not loop._unknown.any()
-    assert (loop._held.units == hal.held.units).all() and (loop._held.cpus == hal.held.cpus).all()
+    assert not loop.controls.unknown.any()
+    assert (loop.controls.held.units == hal.held.units).all() and (loop.controls.held.cpus == hal.held.cpus).all()
     assert next(c for c in hal.calls[made:] if c != "sample") == "read back", "before anything is written"
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 import itertools
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,16 +19,20 @@ from misbehaving import Miser
 
 from foreshare.envs.hal import Plan, Receipt
 from foreshare.envs.hal.types import Control
-from foreshare.policies.allocators import Request, Triage, WaterFilling
+from foreshare.envs.simulator.suites import load_suite
+from foreshare.envs.world import SimulatedWorld
+from foreshare.policies.allocators import Allocator, Request, Triage, WaterFilling
 from foreshare.policies.assess import LEAST_TICKS
 from foreshare.policies.decide import UNHURRIED, DecideOptions, Mind, decide_tick
 from foreshare.policies.forecast import LastValue
+from foreshare.policies.guard import GuardOptions
 from foreshare.policies.host import CACHE, CPU, IO, MEMORY, Host, IntArray, Placement
 from foreshare.policies.reading import Quality, Reading
-from foreshare.policies.registry import make_mind
+from foreshare.policies.registry import make_mind, tuned_knobs
 from foreshare.policies.standing import Standing, StandingOptions
 from foreshare.policies.trust import DOUBT_TICKS, FROZEN_TICKS, LOST_TICKS
 from foreshare.runtime.actuator import CALM, PATIENCE
+from foreshare.runtime.asking import PLUG_IN_RADIUS, open_mind
 from foreshare.runtime.loop import ControlLoop, LoopOptions, Tick
 from foreshare.runtime.verify import CHUNK, Rounds
 
@@ -292,6 +298,71 @@ def test_a_model_that_does_as_well_stays(policy: type[Triage]) -> None:
     assert mind.assessor is not None and abs(mind.assessor.mean) < 0.01
 
 
+class Hoarder:
+    """Gives one VM everything, and says so every tick anew."""
+
+    name = "hoarder"
+    batched = True
+
+    def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
+        out = np.zeros(host.shape, np.int64)
+        out[..., tick % len(host), :] = host.cap[tick % len(host)]
+        return out
+
+
+def test_within_the_trust_region_a_wild_policy_costs_nobody_more_than_his_share() -> None:
+    host, radius = small_host(), 0.25
+    options = replace(UNHURRIED, guard=GuardOptions(radius=radius))
+    inner = make_mind("triage", host, UNHURRIED)
+    mind = Mind(host, inner.forecaster, Hoarder(), options, default=Triage())
+    raised = 0
+    for t in range(LEAST_TICKS - 1):  # until it is found out
+        decision = decide_tick(mind, busy_reading(host, t))
+        assert decision.by_policy and decision.default is not None
+        least = np.floor((1.0 - radius) * decision.default)
+        least[:, CACHE] = 0  # best effort
+        assert (decision.placement.units >= least).all()
+        raised += decision.raised > 0
+    assert raised > LEAST_TICKS / 2, "it was counted"
+    for t in range(LEAST_TICKS, 3 * LEAST_TICKS):
+        decision = decide_tick(mind, busy_reading(host, t))
+    assert not decision.by_policy and not decision.raised, "who is benched is not held to anything"
+
+
+def test_plug_ins_are_held_to_a_trust_region_and_our_own_policies_are_not() -> None:
+    host = small_host()
+    for policy, radius in (("hoarder", PLUG_IN_RADIUS), ("triage", 1.0), ("champion", 1.0)):
+        name = f"{__name__}:Hoarder" if policy == "hoarder" else policy
+        with closing(open_mind(name, host, UNHURRIED, "inline")) as mind:
+            assert mind.options.guard.radius == radius
+    with closing(open_mind(f"{__name__}:Hoarder", host, UNHURRIED, "inline", radius=0.5)) as mind:
+        assert mind.options.guard.radius == 0.5
+
+
+def test_how_much_worse_a_wild_policy_makes_it_is_bounded() -> None:
+    """V on an overcommitted host, with a policy that starves all but one VM, and triage's share beside it."""
+    (scenario,) = (s for s in load_suite("train").scenarios if s.name == "train-12x8")
+
+    def late(policy: Allocator | None, radius: float) -> float:
+        def mind(host: Host) -> Mind:
+            inner = make_mind("triage", host, UNHURRIED)
+            if policy is None:
+                return inner
+            options = replace(UNHURRIED, guard=GuardOptions(radius=radius))
+            out = Mind(host, inner.forecaster, policy, options, default=Triage(tuned_knobs("triage")))
+            out.assessor = None  # not benched: for ever
+            return out
+
+        world = SimulatedWorld(replace(scenario, load=0.65), mind, hosts=2, seed=0)
+        for _ in range(250):
+            world.sense()
+            world.act()
+        return float(world.simulator.violation_pct().mean())
+
+    alone, held, wild = late(None, 1.0), late(Hoarder(), 0.25), late(Hoarder(), 1.0)
+    assert held - alone < 0.6 * (wild - alone), (alone, held, wild)
+
+
 def test_the_assessment_cannot_be_had_by_proposing_more_than_there_is() -> None:
     class Greedy(Miser):
         def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
@@ -424,7 +495,7 @@ def test_a_write_without_effect_is_noticed_in_the_same_tick(lag: int | None) -> 
     assert log.rows("disobeys") == [1]
     loop.run(20)
     assert (loop.mind.decision.placement.units[1] == RESERVED).all()
-    assert (loop._held.units == hal.held.units).all(), "it is believed what the kernel says"
+    assert (loop.controls.held.units == hal.held.units).all(), "it is believed what the kernel says"
     hal.deaf = False
     loop.run(CALM + 20)
     assert set(log.rows("obeys")) == {1}
@@ -462,7 +533,7 @@ def test_a_plan_that_breaks_off_is_not_built_upon_until_it_has_been_read() -> No
     loop.run(20)
     assert len(hal.plans) > plans
     check_isolated(host, hal.held_placement())
-    assert (loop._held.units == hal.held.units).all() and (loop._held.cpus == hal.held.cpus).all()
+    assert (loop.controls.held.units == hal.held.units).all() and (loop.controls.held.cpus == hal.held.cpus).all()
     assert set(loop.counts.host_faults) == {"apply", "read-back"}
     assert loop.counts.ticks == 57
 
