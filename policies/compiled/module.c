@@ -322,13 +322,18 @@ static PyObject *py_note_over(PyObject *self, PyObject *const *args, Py_ssize_t 
 
 PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count); /* forecast_module.c */
 PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_hold_history(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_hold_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit),
                                 METHOD(estimate),   METHOD(follow),        METHOD(room_left), METHOD(place),
                                 METHOD(place_ways), METHOD(check),         METHOD(request),   METHOD(stand_back),
                                 METHOD(note_over),  METHOD(network),       METHOD(push),
-                                METHOD(mix),        {NULL, NULL, 0, NULL}};
+                                METHOD(mix),        METHOD(lstm),          METHOD(hold_history),
+                                METHOD(hold_mixture), METHOD(hold_lstm),   {NULL, NULL, 0, NULL}};
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 
 PyMODINIT_FUNC PyInit__kernel(void) { return PyModule_Create(&module); }
