@@ -13,10 +13,16 @@ static const double MOST = 1e6, FLOOR = 0.01;
 
 /* climate.py: follow_climate() for one series. */
 INLINE void follow_climate(float *c, int64_t size, float value, float five, float slow) {
+    static const float KEPT[4] = {0.5F, 0.9F, 0.97F, 0.99F};
     float ticks = c[TICKS * size] += 1.0F, gain = 1.0F / ticks;
     c[MEAN * size] += (value - c[MEAN * size]) * above(gain, (float)(1.0 / 4000.0));
-    c[PEAK * size] = above(c[PEAK * size] * 0.9998F, five);
+    float peak = c[PEAK * size] = above(c[PEAK * size] * 0.9998F, five);
     float top = c[TOP * size] = above(c[TOP * size] * 0.9999F, value);
+    float step = above(gain, 0.004F) * peak;
+    for (int q = 0; q < 4; q++) {
+        float *level = &c[(QUANTILES + q) * size];
+        *level = above(*level + step * (KEPT[q] - (five <= *level ? 1.0F : 0.0F)), 0.0F);
+    }
     float since = c[SINCE * size];
     bool burst = value > 0.05F * top && value > 3.0F * slow, begun = burst && since > 2.0F;
     float off = begun ? since - c[BETWEEN * size] : 0.0F;
@@ -25,53 +31,6 @@ INLINE void follow_climate(float *c, int64_t size, float value, float five, floa
     c[SPREAD * size] += 0.2F * (begun ? fabsf(off) - c[SPREAD * size] : 0.0F);
     c[HEIGHT * size] += 0.2F * (begun ? value - c[HEIGHT * size] : 0.0F);
     c[SINCE * size] = burst ? 0.0F : below(since + 1.0F, 3000.0F);
-}
-
-/* climate.py: EDGES */
-static const float EDGE[BINS + 1] = {
-    0.0F, 0.01F, 0.014142135F, 0.02F, 0.02828427F, 0.04F, 0.05656854F, 0.08F, 0.11313708F, 0.16F, 0.22627416F, 0.32F,
-    0.45254833F, 0.64F, 0.90509665F, 1.28F, 1.8101933F, 2.56F, 3.6203866F, 5.12F, 7.240773F, 10.24F, 14.481546F,
-    20.48F, 28.963093F, 40.96F, 57.926186F, 81.92F, 115.85237F, 163.84F, 231.70474F, 327.68F, 463.4095F, 655.36F,
-    926.819F, 1310.72F, 1853.638F, 2621.44F, 3707.276F, 5242.88F, 7414.552F, 10485.76F, 14829.104F, 20971.52F,
-    29658.207F, 41943.04F, 59316.414F, 83886.08F, 118632.83F
-};
-
-/* climate.py: _count() for ``n`` series, of which ``known`` are counted. */
-CLONES static void count(float *c, int64_t size, int n, const float *five, const float *known) {
-    static const float KEPT[4] = {0.5F, 0.9F, 0.97F, 0.99F};
-    row_t total = {0.0F}, target[4], level[4] = {{0.0F}}, sum = {0.0F};
-    float *counts = c + COUNTS * size;
-    for (int b = 0; b < BINS; b++) {
-        float *in = counts + b * size, low = b ? EDGE[b] : -1.0F, high = b < BINS - 1 ? EDGE[b + 1] : INFINITY;
-        for (int j = 0; j < n; j++) {
-            float kept = in[j] * 0.9998F + (five[j] >= low && five[j] < high ? 1.0F : 0.0F);
-            in[j] = known[j] > 0.0F ? kept : in[j];
-            total[j] += in[j];
-        }
-    }
-    for (int q = 0; q < 4; q++)
-        for (int j = 0; j < n; j++) target[q][j] = KEPT[q] * total[j];
-    for (int b = 0; b < BINS; b++) {
-        const float *in = counts + b * size;
-        float low = EDGE[b], wide = EDGE[b + 1] - EDGE[b];
-        row_t before, per;
-        for (int j = 0; j < n; j++) {
-            before[j] = sum[j], sum[j] += in[j];
-            per[j] = 1.0F / above(in[j], 1e-20F);
-        }
-        if (!b) continue; /* next to nothing */
-        for (int q = 0; q < 4; q++)
-            for (int j = 0; j < n; j++) {
-                float part = below(above((target[q][j] - before[j]) * per[j], 0.0F), 1.0F), at = low + wide * part;
-                bool here = target[q][j] > before[j] && (target[q][j] <= sum[j] || b == BINS - 1);
-                level[q][j] = here ? at : level[q][j];
-            }
-    }
-    for (int q = 0; q < 4; q++)
-        for (int j = 0; j < n; j++) {
-            float *to = c + (QUANTILES + q) * size + j;
-            *to = known[j] > 0.0F ? level[q][j] : *to;
-        }
 }
 
 /* History._begin() for one series: its first value is its whole past. */
@@ -92,7 +51,6 @@ CLONES bool push(history_t *h, const double *demand, const double *waiting, cons
     int64_t size = h->size, rows = 2 * WINDOW * size, now = h->newest * size, last = h->before * size;
     int64_t again = now + WINDOW * size, back = again - 20 * size;
     bool all = true, old = true;
-    row_t seen;
     for (int64_t s = 0; s < size; s++) all = all && demand[s] >= 0.0 && demand[s] <= MOST;
     bool settled = h->whole && all;
     for (int64_t s = 0; s < size; s++) {
@@ -125,11 +83,6 @@ CLONES bool push(history_t *h, const double *demand, const double *waiting, cons
         for (int t = WIDTH - 1; t >= 0; t--) five += h->y[again - t * size + s];
         h->five[s] = five * (float)(1.0 / WIDTH);
         if (known) follow_climate(h->climate + s, size, h->y[now + s], h->five[s], (float)h->slow[s]);
-        seen[s % BLOCK] = known ? 1.0F : 0.0F;
-        if (s % BLOCK == BLOCK - 1 || s == size - 1) {
-            int64_t first = s - s % BLOCK;
-            count(h->climate + first, size, (int)(s - first + 1), h->five + first, seen);
-        }
     }
     return all && (settled || old);
 }
@@ -198,7 +151,7 @@ CLONES static void network(const history_t *h, const mixture_t *m, int64_t s, in
     dense(m->layer[2], HORIZONS * LEVELS, m->hidden[1] + 1, (const lanes_t *)two, (lanes_t *)each);
     for (int i = 0; i < HORIZONS * LEVELS; i++)
         for (int j = 0; j < n; j++) {
-            float z = each[i][j], reach = i % LEVELS == LEVELS - 1 ? above(x[ROOTS + 6][j], 1.0F) : 1.0F;
+            float z = each[i][j], reach = i % LEVELS == LEVELS - 1 ? above(x[ROOTS + 2][j], 1.0F) : 1.0F;
             each[i][j] = (sqrtf(z * z + 4.0F) + z) * (h->scale[s + j] * 0.5F) * reach;
             if (i % LEVELS) each[i][j] += each[i - 1][j];
         }
@@ -335,7 +288,7 @@ static void fetch(const history_t *h, const mixture_t *m, int k, int64_t s, int 
     for (int i = 0; i < 3; i++)
         for (int a = 0; a < 8; a++)
             ask_for(h->running + i * 2 * WINDOW * h->size + now - AT[a] * h->size, 1, 0, n * D);
-    ask_for(h->climate + s, COUNTS, row, n * F);
+    ask_for(h->climate + s, CLIMATE, row, n * F);
     ask_for(m->past[k] + m->count / HORIZONS % m->slots[k] * slot * h->size + s, slot, row, n * F);
     ask_for(m->x + (m->count - (int64_t)AHEAD[k]) % REMEMBERED * REGRESSORS * h->size + s, REGRESSORS, row, n * F);
     ask_for(m->weights + s, m->members * KQ, row, n * F);

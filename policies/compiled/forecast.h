@@ -7,8 +7,7 @@
 
 /* policies/forecast: history.py, climate.py, features.py, regression.py */
 enum { HORIZONS = 3, LEVELS = 3, WINDOW = 256, WIDTH = 5, SLOW_TICKS = 500, KINDS = 4 };
-enum { TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT, QUANTILES, COUNTS = 12, BINS = 48,
-       CLIMATE = COUNTS + BINS };
+enum { TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT, QUANTILES, CLIMATE = 12 };
 enum { LAGS = 20, BLOCKS = 8, PLAIN = LAGS + BLOCKS, ONE = PLAIN + 2, AGE, KIND, ROOTS = KIND + KINDS, RHYTHM = ROOTS + 7,
        SCALE = RHYTHM + 7, FEATURES };
 enum { SUMMARY = LAGS - 4, REGRESSORS = ONE + 1 - SUMMARY, REMEMBERED = 11 };

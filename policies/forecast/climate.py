@@ -4,9 +4,8 @@ Rare bursts that nothing announces are forecast best by how often they come and 
 (a log that is synced once a second, a checkpoint after each epoch) by how long ago the latest was. Everything is
 tracked in O(1) a tick:
 
-- **levels**: quantiles of the mean of five ticks from counts in bins that grow by a factor of sqrt(2), slowly forgotten
-  (KEEP); within a bin by straight lines. Steps of stochastic approximation, as were taken before, are no use for series
-  that are 0 but for rare bursts: each burst throws them far off;
+- **levels**: quantiles of the mean of five ticks by stochastic approximation, ``l += rate peak (level - 1{m <= l})``
+  (Robbins and Monro 1951, Annals of Mathematical Statistics 22(3)), ``peak`` the largest mean, slowly forgotten;
 - **bursts**: ticks above BURST_SHARE of the largest tick and BURST_TIMES the long-run mean. The ticks since the latest
   one, and smoothed: the ticks between two, how much these differ, and the height.
 """
@@ -21,11 +20,8 @@ from foreshare.policies.host import BoolArray
 Float32Array = npt.NDArray[np.float32]
 KEPT = (0.5, 0.9, 0.97, 0.99)
 """Levels that are tracked."""
-KEEP = 0.9998
+RATE = 0.004
 KEEP_PEAK, KEEP_TOP = 0.9998, 0.9999
-BINS = 48
-EDGES = np.concatenate([[0.0], 0.01 * 2.0 ** (np.arange(BINS) / 2)]).astype(np.float32)
-"""(BINS + 1,) units between which bins lie. What is in the first is next to nothing: 0."""
 BURST_SHARE, BURST_TIMES = 0.05, 3.0
 APART = 2.0
 """Ticks after a burst in which another belongs to it."""
@@ -39,16 +35,14 @@ USUAL_TICKS = 500.0
 ROWS = ("ticks", "mean", "peak", "top", "since", "between", "spread", "height", "q50", "q90", "q97", "q99")
 TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT = range(8)
 QUANTILES = slice(8, 12)
-COUNTS = slice(12, 12 + BINS)
-"""Rows of how many ticks fell into each bin."""
 AT_LEVELS = [8, 9, 11]
 """The rows of 0.5, 0.9 and 0.99."""
-_KEPT = np.array(KEPT, np.float32)
+_KEPT = np.array(KEPT, np.float32)[:, None]
 
 
 def fresh_climate(size: int) -> Float32Array:
-    """Return (len(ROWS) + BINS, S): nothing is known of any series."""
-    out = np.zeros((COUNTS.stop, size), np.float32)
+    """Return (ROWS, S): nothing is known of any series."""
+    out = np.zeros((len(ROWS), size), np.float32)
     out[SINCE] = out[BETWEEN] = USUAL_TICKS
     out[SPREAD] = USUAL_TICKS / 2
     return out
@@ -68,7 +62,10 @@ def follow_climate(state: Float32Array, value: Float32Array, five: Float32Array,
     state[MEAN] += (value - state[MEAN]) * np.maximum(gain, f(1.0 / LONG_TICKS))
     state[PEAK] = np.maximum(state[PEAK] * f(KEEP_PEAK), five)
     state[TOP] = np.maximum(state[TOP] * f(KEEP_TOP), value)
-    _count(state, five)
+    levels = state[QUANTILES]
+    step = np.maximum(gain, f(RATE)) * state[PEAK]
+    levels += step * (_KEPT - (five <= levels))
+    np.maximum(levels, f(0.0), out=levels)
     burst = (value > f(BURST_SHARE) * state[TOP]) & (value > f(BURST_TIMES) * slow)
     begun = burst & (state[SINCE] > f(APART))
     if begun.any():
@@ -82,21 +79,6 @@ def follow_climate(state: Float32Array, value: Float32Array, five: Float32Array,
     state[SINCE][burst] = 0.0
     if before is not None:
         np.copyto(state, before, where=~np.asarray(known))
-
-
-def _count(state: Float32Array, five: Float32Array) -> None:
-    """Count the newest mean of five and fill in the quantiles of all that were."""
-    counts, series = state[COUNTS], np.arange(len(five))
-    counts *= np.float32(KEEP)
-    counts[np.searchsorted(EDGES[1:-1], five, side="right"), series] += np.float32(1.0)
-    sums = np.cumsum(counts, axis=0)
-    for row, level in zip(range(QUANTILES.start, QUANTILES.stop), _KEPT, strict=True):
-        target = level * sums[-1]
-        bin_ = np.minimum((sums < target).sum(axis=0), BINS - 1)
-        inside = counts[bin_, series]
-        part = (target - (sums[bin_, series] - inside)) / np.maximum(inside, np.float32(1e-20))
-        part = np.minimum(np.maximum(part, np.float32(0.0)), np.float32(1.0))
-        state[row] = np.where(bin_ > 0, EDGES[bin_] + (EDGES[bin_ + 1] - EDGES[bin_]) * part, np.float32(0.0))
 
 
 def rhythm(state: Float32Array, per_scale: Float32Array, out: Float32Array) -> None:

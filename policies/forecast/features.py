@@ -32,8 +32,8 @@ _CLIMATE = slice(_KIND + R, _KIND + R + 7)
 """Roots of the long-run mean, the mean over minutes, the largest, and four quantiles."""
 _RHYTHM = slice(_CLIMATE.stop, _CLIMATE.stop + RHYTHM)
 _SCALE = _RHYTHM.stop
-REACH = _CLIMATE.start + 6
-"""The root of the 0.99 quantile of means of five ticks in multiples of the scale: how far a burst may reach."""
+REACH = _CLIMATE.start + 2
+"""The root of the largest mean of five ticks in multiples of the scale: how far a burst may reach."""
 F = _SCALE + 1
 """Number of features."""
 ONE = _ONE

@@ -83,7 +83,7 @@ class History:
         self.scale: Float32Array = np.full(size, FLOOR, np.float32)
         """(S,) what values are divided by: half the mean of 20 ticks, half the long-run one, at least FLOOR."""
         self.climate: Float32Array = fresh_climate(size)
-        """(climate.ROWS and the counts, S)."""
+        """(climate.ROWS, S)."""
         self.five: Float32Array = np.zeros(size, np.float32)
         """(S,) the mean of the newest five ticks."""
 
