@@ -53,7 +53,7 @@ _MOST_LOSS = np.float32(20.0)
 class MixtureOptions:
     """How fast the mixture learns."""
 
-    eta: tuple[float, float, float] = (0.15, 0.1, 0.03)
+    eta: tuple[float, float, float] = (0.15, 0.1, 0.01)
     """How strongly a loss lowers a weight, at each level."""
     share: float = 0.005
     """What is shared out anew each time."""
