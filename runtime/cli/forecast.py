@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back.add_argument("--split", type=number(0.1, 0.95, "share"), default=0.6, metavar="X",
                       help="judge by what comes after this share of each recording (default 0.6)")  # fmt: skip
     back.add_argument("--apart", type=whole(2, 64), metavar="N",
-                      help="fit the network anew without each of N groups of VMs, and judge each group by its own")  # fmt: skip
+                      help="fit a network without each of N groups of VMs, and judge each by its own")  # fmt: skip
     back.add_argument("--also", action="append", default=[], type=Path, metavar="TRACE",
                       help="with --apart: fit to this recording too, without judging by it")  # fmt: skip
     back.add_argument("--report", type=Path, metavar="FILE.html", help="write a self-contained report")
@@ -135,12 +135,14 @@ def _people(result: dict[str, Any]) -> str:
             row = rows[horizon]
             losses = "".join(f"{row[key]:>8.3f}" for key in ("mase", "pinball_q50", "pinball_q90", "pinball_q99"))
             lines.append(f"{name:<13}{losses}{row['coverage_q90']:>8.3f}{rows['call_us']:>8.0f}")
-    for horizon, levels in result.get("gain", {}).items():
-        for level, row in levels.items():
-            lines.append(
-                f"mixture at {horizon} ms, {level}: {100 * row['share']:+.1f} % below {row['best']}"
-                f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            )
+    found = {"": result.get("gain", {})} | {f"{r}, ": rows for r, rows in result.get("gain_by_resource", {}).items()}
+    for of, gains in found.items():
+        for horizon, levels in gains.items():
+            for level, row in levels.items():
+                lines.append(
+                    f"mixture at {horizon} ms, {of}{level}: {100 * row['share']:+.1f} % below {row['best']}"
+                    f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+                )
     return "".join(f"{line}\n" for line in lines)
 
 
