@@ -290,7 +290,8 @@ static void fetch(const history_t *h, const mixture_t *m, int k, int64_t s, int 
             ask_for(h->running + i * 2 * WINDOW * h->size + now - AT[a] * h->size, 1, 0, n * D);
     ask_for(h->climate + s, CLIMATE, row, n * F);
     ask_for(m->past[k] + m->count / HORIZONS % m->slots[k] * slot * h->size + s, slot, row, n * F);
-    ask_for(m->x + (m->count - (int64_t)AHEAD[k]) % REMEMBERED * REGRESSORS * h->size + s, REGRESSORS, row, n * F);
+    int64_t then = (m->count - (int64_t)AHEAD[k] + REMEMBERED) % REMEMBERED;
+    ask_for(m->x + then * REGRESSORS * h->size + s, REGRESSORS, row, n * F);
     ask_for(m->weights + s, m->members * KQ, row, n * F);
     ask_for(m->offset + s, POINTS * KQ, row, n * F);
     ask_for(m->factor + s, KQ, row, n * F);

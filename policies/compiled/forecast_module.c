@@ -52,7 +52,8 @@ static bool refuse(buffers_t *b, const char *why) {
 
 enum { HISTORY = 12 };
 
-/* hold_history(arrays) with History.arrays: (y, w, running, seen, clean, loose, age, scale, five, slow, climate, size). */
+/* hold_history(arrays) with those of History.held: (y, w, running, seen, clean, loose, age, scale, five, slow, climate,
+ * size). */
 PyObject *py_hold_history(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 1) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 1", count);
     PyObject *tuple = args[0];
@@ -115,7 +116,7 @@ PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count) {
 
 enum { MIXTURE = 14 };
 
-/* hold_mixture(arrays, size) with Mixture.arrays: (weights, offset, factor, loss, error, 3 of what was said, theta, x,
+/* hold_mixture(arrays, size) with those of Mixture._hold: (weights, offset, factor, loss, error, 3 of what was said, theta, x,
  * 3 layers or None, members). */
 PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
@@ -177,7 +178,7 @@ PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count) {
 
 enum { LSTM = 4 };
 
-/* hold_lstm(arrays, size) with LstmModel.arrays: (gates, head, h, c), biases within. */
+/* hold_lstm(arrays, size) with those of LstmModel.refresh: (gates, head, h, c), biases within. */
 PyObject *py_hold_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
     held_t *new = begin();
