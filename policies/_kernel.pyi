@@ -4,6 +4,8 @@ from numpy.typing import NDArray
 from .host import BoolArray, FloatArray, IntArray
 
 Float32Array = NDArray[float32]
+Held = object
+"""What was handed over once, with its arrays: opaque."""
 
 def water_fill(tables: IntArray, hosts: int, ask: FloatArray, out: IntArray, /) -> None: ...
 def room_left(
@@ -158,23 +160,27 @@ def stand_back(
 def note_over(
     tables: IntArray, hosts: int, units: IntArray, per_share: FloatArray, ticks: float, over: FloatArray, /
 ) -> None: ...
+def hold_history(arrays: tuple[object, ...], /) -> Held: ...
+def hold_mixture(arrays: tuple[object, ...], size: int, /) -> Held: ...
+def hold_lstm(arrays: tuple[object, ...], size: int, /) -> Held: ...
 def push(
-    history: tuple[object, ...],
+    history: Held,
     newest: int,
     before: int,
     gap: bool,
     whole: bool,
-    demand: FloatArray,
-    waiting: FloatArray,
+    demand: FloatArray | Float32Array,
+    waiting: FloatArray | Float32Array,
     censored: BoolArray,
     /,
 ) -> bool: ...
 def mix(
-    history: tuple[object, ...],
+    history: Held,
     newest: int,
-    mixture: tuple[object, ...],
+    mixture: Held,
     count: int,
     options: Float32Array,
     out: Float32Array,
     /,
 ) -> None: ...
+def lstm(history: Held, newest: int, lstm: Held, out: Float32Array, /) -> None: ...

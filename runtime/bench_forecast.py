@@ -1,8 +1,10 @@
-"""``bench forecast``: what a call costs, with the real gap between two of them, when caches are cold.
+"""``bench forecast``: what a call costs, with the real gap between two of them.
 
 A call takes in one tick of every series and answers all horizons and levels; the history that the models share is
 counted with each of them, and ``floor`` is that history and one addition. Demand moves in every tick, nothing is
-missing, all models see the same.
+missing, all models see the same. A gap is that of the loop: sleep, and before the next tick a rehearsal with a double
+(:mod:`~.rehearsal`). ``slept_p50`` is without the rehearsal, when caches are cold and the CPU has just woken up;
+``warm_p50`` without any gap.
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from foreshare.envs.hal.clock import MonotonicClock
 from foreshare.policies.analyzer import shipped_network
 from foreshare.policies.forecast.history import Float32Array, History, K, Q
 from foreshare.policies.forecast.lstm import INPUTS, WEIGHTS, Lstm, LstmModel
 from foreshare.policies.forecast.mixture import Mixture
+from foreshare.policies.forecast.models import PointModel, SeriesModel
 from foreshare.policies.forecast.network import NetworkModel
 from foreshare.policies.forecast.points import Autoregressive, Seasonal
 from foreshare.policies.forecast.statespace import exponential_smoothing
-from foreshare.policies.host import R
+from foreshare.policies.host import FloatArray, R
 
 from .bench import machine_facts
 from .latency import percentiles
+from .rehearsal import Rehearsal
 
 SIZES = (64, 512)
 LSTM_HIDDEN = 16
@@ -45,8 +50,8 @@ def bench_forecast(bench: ForecastBench) -> dict[str, Any]:
     """Measure; return the keys of ``foreshare bench forecast --json``."""
     models: dict[str, dict[str, dict[str, float]]] = {}
     for vms in SIZES:
-        for name, (took, warm) in _measure(bench, vms).items():
-            row = {**percentiles(took), "warm_p50": percentiles(warm)["p50"]}
+        for name, (took, slept, warm) in _measure(bench, vms).items():
+            row = {**percentiles(took), "slept_p50": percentiles(slept)["p50"], "warm_p50": percentiles(warm)["p50"]}
             models.setdefault(name, {})[str(vms)] = row
     return {
         "models": models, "resources": R, "horizons": K, "levels": Q, "ticks": bench.ticks, "tick_ms": bench.tick_ms,
@@ -58,53 +63,73 @@ def bench_forecast(bench: ForecastBench) -> dict[str, Any]:
 Times = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
-def _measure(bench: ForecastBench, vms: int) -> dict[str, tuple[Times, Times]]:
-    """Return by model the microseconds of each call with the gap before it, and of as many without one."""
-    size, rng = vms * R, np.random.default_rng(bench.seed)
-    network = shipped_network()
-    lstm = LstmModel(random_lstm(LSTM_HIDDEN, bench.seed), size)
-    plain: Float32Array = np.zeros((K, size), np.float32)
-    out: Float32Array = np.zeros((K, Q, size), np.float32)
-    smooth = exponential_smoothing(np.zeros(size), np.full(size, 0.3))
-    ar, seasonal, alone, mixture = (
-        Autoregressive(size),
-        Seasonal(size),
-        NetworkModel(network, size),
-        Mixture(size, network),
-    )
-    ones = np.ones(size)
-    calls: dict[str, Callable[[History], object]] = {
-        "floor": lambda h: ones + ones,
-        "mixture": lambda h: mixture.step(h, out),
-        "network": lambda h: alone.step(h, out),
-        "lstm-refresh": lstm.refresh,
-        "ewma": lambda h: smooth.step(h, plain),
-        "ar": lambda h: ar.step(h, plain),
-        "seasonal": lambda h: seasonal.step(h, plain),
-    }
-    level = rng.exponential(2.0, size)
-    nothing = np.zeros(size, bool)
-    out_of: dict[str, tuple[Times, Times]] = {}
-    for name, call in calls.items():
-        history = History(size)
+Call = Callable[[History], object]
 
-        def run(ticks: int, gap_ns: int, call: Callable[[History], object] = call, history: History = history) -> Times:
-            took = np.zeros(ticks)
-            next_ns = time.monotonic_ns()
-            for t in range(ticks):
-                y = level * rng.gamma(2.0, 0.5, size)
-                waiting = y * 0.1
-                next_ns += gap_ns
-                time.sleep(max(next_ns - time.monotonic_ns(), 0) * 1e-9)
-                begun = time.perf_counter_ns()
-                history.push(y, waiting, nothing)
-                call(history)
-                took[t] = (time.perf_counter_ns() - begun) * 1e-3
-            return took
 
-        run(WARM_TICKS, 0)
-        out_of[name] = run(bench.ticks, round(bench.tick_ms * 1e6)), run(bench.ticks, 0)
+def _measure(bench: ForecastBench, vms: int) -> dict[str, tuple[Times, Times, Times]]:
+    """Return by model the microseconds of each call: as the loop makes it, after sleep alone, and without a gap."""
+    size = vms * R
+    out_of: dict[str, tuple[Times, Times, Times]] = {}
+    for name, make in _makers(size, bench.seed).items():
+        pair = [(History(size), make()) for _ in range(2)]
+        _run(bench, pair, WARM_TICKS, gap=False)
+        slept = _run(bench, pair[:1], bench.ticks)
+        out_of[name] = _run(bench, pair, bench.ticks), slept, _run(bench, pair[:1], bench.ticks, gap=False)
     return out_of
+
+
+def _run(bench: ForecastBench, pair: list[tuple[History, Call]], ticks: int, *, gap: bool = True) -> Times:
+    """Return the microseconds of each call of the first of ``pair``; the second, where there is one, rehearses."""
+    size, rng = pair[0][0].size, np.random.default_rng(bench.seed)
+    level, nothing, took = rng.exponential(2.0, size), np.zeros(size, bool), np.zeros(ticks)
+    tick_ns, clock = round(bench.tick_ms * 1e6), MonotonicClock()
+    rehearsal, next_ns = Rehearsal(clock, tick_ns), time.monotonic_ns()
+    for t in range(ticks):
+        y = level * rng.gamma(2.0, 0.5, size)
+        waiting = y * 0.1
+
+        def double(y: FloatArray = y, waiting: FloatArray = waiting) -> None:
+            history, call = pair[1]
+            history.push(y, waiting, nothing)
+            call(history)
+
+        next_ns += tick_ns
+        if not gap and len(pair) > 1:
+            double()
+        elif gap and len(pair) > 1:
+            rehearsal.until(next_ns, double)
+        elif gap:
+            time.sleep(max(next_ns - time.monotonic_ns(), 0) * 1e-9)
+        history, call = pair[0]
+        begun = time.perf_counter_ns()
+        history.push(y, waiting, nothing)
+        call(history)
+        took[t] = (time.perf_counter_ns() - begun) * 1e-3
+    return took
+
+
+def _makers(size: int, seed: int) -> dict[str, Callable[[], Call]]:
+    """Return what makes the call of each model."""
+    network, lstm = shipped_network(), random_lstm(LSTM_HIDDEN, seed)
+    ones = np.ones(size)
+
+    def series(model: SeriesModel) -> Call:
+        out: Float32Array = np.zeros((K, Q, size), np.float32)
+        return lambda h: model.step(h, out)
+
+    def points(model: PointModel) -> Call:
+        out: Float32Array = np.zeros((K, size), np.float32)
+        return lambda h: model.step(h, out)
+
+    return {
+        "floor": lambda: lambda h: ones + ones,
+        "mixture": lambda: series(Mixture(size, network)),
+        "network": lambda: series(NetworkModel(network, size)),
+        "lstm-refresh": lambda: LstmModel(lstm, size).refresh,
+        "ewma": lambda: points(exponential_smoothing(np.zeros(size), np.full(size, 0.3))),
+        "ar": lambda: points(Autoregressive(size)),
+        "seasonal": lambda: points(Seasonal(size)),
+    }
 
 
 def random_lstm(hidden: int, seed: int = 0) -> Lstm:

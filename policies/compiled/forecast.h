@@ -12,6 +12,7 @@ enum { LAGS = 20, BLOCKS = 8, PLAIN = LAGS + BLOCKS, ONE = PLAIN + 2, AGE, KIND,
        SCALE = RHYTHM + 7, FEATURES };
 enum { SUMMARY = LAGS - 4, REGRESSORS = ONE + 1 - SUMMARY, REMEMBERED = 11 };
 enum { POINTS = 2, MOST_MEMBERS = 5, MOST_HIDDEN = 128 };
+enum { STRIDE = 2, LSTM_INPUTS = 2 * STRIDE + 2 }; /* lstm.py */
 
 typedef struct {
     int64_t size;
@@ -34,7 +35,7 @@ typedef struct {
 
 typedef struct {
     int members;
-    int64_t count;
+    int64_t size, count;
     int hidden[2];                  /* of the network; 0: there is none */
     const float *layer[3];          /* (hidden, FEATURES), (hidden, hidden + 1), (HORIZONS * LEVELS, hidden + 1) */
     float *weights;                 /* (M, K, Q, S) */
@@ -48,5 +49,15 @@ typedef struct {
 } mixture_t;
 
 void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out);
+
+typedef struct {
+    int64_t size;
+    int hidden;
+    const float *gates, *head;      /* (4 hidden, LSTM_INPUTS + hidden + 1), (HORIZONS * LEVELS, hidden + 1) */
+    float *h, *c;                   /* (hidden, S) */
+} lstm_t;
+
+/* lstm.c */
+void lstm(const history_t *h, lstm_t *l, float *out);
 
 #endif

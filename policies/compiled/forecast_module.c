@@ -8,89 +8,215 @@ static bool whole_number(PyObject *tuple, Py_ssize_t i, int64_t *to) {
     return item && !PyErr_Occurred();
 }
 
+/* A history, a mixture or an LSTM whose arrays were checked once: a tick has no time for thirty buffers. */
+typedef struct {
+    buffers_t buffers;
+    history_t history;
+    mixture_t mixture;
+    lstm_t lstm;
+    double *in; /* (2, S) what a tick brings, where it comes in another form */
+} held_t;
+
+static const char *const KIND_OF[] = {"foreshare.history", "foreshare.mixture", "foreshare.lstm"};
+enum { A_HISTORY, A_MIXTURE, AN_LSTM };
+
+static void let_held_go(PyObject *capsule) {
+    held_t *held = PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
+    for (int i = 0; i < held->buffers.count; i++) PyBuffer_Release(&held->buffers.view[i]);
+    PyMem_Free(held->in);
+    PyMem_Free(held);
+}
+
+static PyObject *keep(held_t *held, int kind) {
+    PyObject *capsule = held->buffers.failed ? NULL : PyCapsule_New(held, KIND_OF[kind], let_held_go);
+    if (!capsule) {
+        let_go(&held->buffers, NULL);
+        PyMem_Free(held->in);
+        PyMem_Free(held);
+    }
+    return capsule;
+}
+
+static held_t *held(PyObject *capsule, int kind) { return PyCapsule_GetPointer(capsule, KIND_OF[kind]); }
+
+static held_t *begin(void) {
+    held_t *new = PyMem_Calloc(1, sizeof(held_t));
+    if (!new) PyErr_NoMemory();
+    return new;
+}
+
+static bool refuse(buffers_t *b, const char *why) {
+    if (!b->failed && !PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, why);
+    return !(b->failed = true);
+}
+
 enum { HISTORY = 12 };
 
-/* History.arrays: (y, w, running, seen, clean, loose, age, scale, five, slow, climate, size). */
-static bool take_history(buffers_t *b, PyObject *tuple, PyObject *newest, PyObject *before, history_t *h) {
-    int64_t now = PyLong_AsLongLong(newest), last = PyLong_AsLongLong(before);
-    if (PyTuple_Size(tuple) != HISTORY || !whole_number(tuple, HISTORY - 1, &h->size) || PyErr_Occurred() || h->size < 0 ||
-        now < 0 || now >= WINDOW || last < 0 || last >= WINDOW) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "this is no history");
-        return !(b->failed = true);
+/* hold_history(arrays) with those of History.held: (y, w, running, seen, clean, loose, age, scale, five, slow, climate,
+ * size). */
+PyObject *py_hold_history(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 1) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 1", count);
+    PyObject *tuple = args[0];
+    held_t *new = begin();
+    if (!new) return NULL;
+    buffers_t *b = &new->buffers;
+    history_t *h = &new->history;
+    if (PyTuple_Size(tuple) != HISTORY || !whole_number(tuple, HISTORY - 1, &h->size) || h->size < 0) {
+        PyErr_Clear();
+        refuse(b, "this is no history");
+        return keep(new, A_HISTORY);
     }
-    h->newest = (int)now, h->before = (int)last;
     Py_ssize_t k = 0, n = (Py_ssize_t)h->size;
 #define OWN(name, kind, items) h->name = take(b, PyTuple_GetItem(tuple, k++), kind, items, true)
     OWN(y, 'f', 2 * WINDOW * n), OWN(w, 'f', 2 * WINDOW * n), OWN(running, 'd', 6 * WINDOW * n), OWN(seen, 'l', n);
     OWN(clean, 'l', n), OWN(loose, 'l', n), OWN(age, 'f', n), OWN(scale, 'f', n), OWN(five, 'f', n), OWN(slow, 'd', n);
     OWN(climate, 'f', CLIMATE * n);
 #undef OWN
-    return !b->failed;
+    new->in = PyMem_Calloc((size_t)n * 2 + 1, sizeof(double));
+    if (!new->in && !b->failed) PyErr_NoMemory(), b->failed = true;
+    return keep(new, A_HISTORY);
 }
 
-/* push(history, newest, before, gap, whole, demand, waiting, censored) -> whole */
+/* One number for each series, of either size. */
+static const double *numbers(buffers_t *b, PyObject *array, int64_t size, double *in) {
+    if (b->failed) return NULL;
+    Py_buffer *view = &b->view[b->count];
+    b->failed = true;
+    if (PyObject_GetBuffer(array, view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0) return NULL;
+    b->count++;
+    char kind = view->format[0];
+    if ((kind != 'f' && kind != 'd') || view->format[1] || view->len != size * view->itemsize) {
+        PyErr_Format(PyExc_ValueError, "type '%s' and %zd bytes are not %zd numbers", view->format, view->len,
+                     (Py_ssize_t)size);
+        return NULL;
+    }
+    b->failed = false;
+    if (kind == 'd') return view->buf;
+    for (int64_t s = 0; s < size; s++) in[s] = ((const float *)view->buf)[s];
+    return in;
+}
+
+/* push(held history, newest, before, gap, whole, demand, waiting, censored) -> whole */
 PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     buffers_t b = {.count = 0, .failed = false};
-    history_t h;
     if (count != 8) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 8", count);
-    if (!take_history(&b, args[0], args[1], args[2], &h)) return let_go(&b, NULL);
-    h.gap = args[3] == Py_True, h.whole = args[4] == Py_True;
-    const double *demand = take(&b, args[5], 'd', (Py_ssize_t)h.size, false);
-    const double *waiting = take(&b, args[6], 'd', (Py_ssize_t)h.size, false);
-    const bool *censored = take(&b, args[7], '?', (Py_ssize_t)h.size, false);
-    bool whole = !b.failed && push(&h, demand, waiting, censored);
+    held_t *to = held(args[0], A_HISTORY);
+    if (!to) return NULL;
+    history_t *h = &to->history;
+    int64_t now = PyLong_AsLongLong(args[1]), last = PyLong_AsLongLong(args[2]);
+    if (PyErr_Occurred()) return NULL;
+    if (now < 0 || now >= WINDOW || last < 0 || last >= WINDOW) refuse(&b, "the ring has no such row");
+    h->newest = (int)now, h->before = (int)last, h->gap = args[3] == Py_True, h->whole = args[4] == Py_True;
+    const double *demand = numbers(&b, args[5], h->size, to->in);
+    const double *waiting = numbers(&b, args[6], h->size, to->in + h->size);
+    const bool *censored = take(&b, args[7], '?', (Py_ssize_t)h->size, false);
+    bool whole = !b.failed && push(h, demand, waiting, censored);
     return let_go(&b, PyBool_FromLong(whole));
 }
 
 enum { MIXTURE = 14 };
 
-/* mix(history, newest, mixture, count, options, out); Mixture.arrays: (weights, offset, factor, loss, error, 3 of what
- * was said, theta, x, 3 layers or None, members). */
-PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    buffers_t b = {.count = 0, .failed = false};
-    history_t h;
-    mixture_t m = {0};
-    if (count != 6) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 6", count);
-    if (!take_history(&b, args[0], args[1], args[1], &h)) return let_go(&b, NULL);
-    int64_t members;
-    m.count = PyLong_AsLongLong(args[3]);
-    if (PyTuple_Size(args[2]) != MIXTURE || !whole_number(args[2], MIXTURE - 1, &members) || PyErr_Occurred() ||
-        members < POINTS + 2 || members > MOST_MEMBERS || m.count < 0) {
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_ValueError, "this is no mixture");
-        b.failed = true;
-        return let_go(&b, NULL);
+/* hold_mixture(arrays, size) with those of Mixture._hold: (weights, offset, factor, loss, error, 3 of what was said, theta, x,
+ * 3 layers or None, members). */
+PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
+    held_t *new = begin();
+    if (!new) return NULL;
+    buffers_t *b = &new->buffers;
+    mixture_t *m = &new->mixture;
+    PyObject *tuple = args[0];
+    int64_t members = 0, size = PyLong_AsLongLong(args[1]);
+    if (size < 0 || PyTuple_Size(tuple) != MIXTURE || !whole_number(tuple, MIXTURE - 1, &members) ||
+        members < POINTS + 2 || members > MOST_MEMBERS) {
+        PyErr_Clear();
+        refuse(b, "this is no mixture");
+        return keep(new, A_MIXTURE);
     }
-    m.members = (int)members;
-    Py_ssize_t k = 0, n = (Py_ssize_t)h.size, kqs = HORIZONS * LEVELS * n;
-#define OWN(to, items) m.to = take(&b, PyTuple_GetItem(args[2], k++), 'f', items, true)
+    m->members = (int)members, m->size = size;
+    Py_ssize_t k = 0, n = (Py_ssize_t)size, kqs = HORIZONS * LEVELS * n;
+#define OWN(to, items) m->to = take(b, PyTuple_GetItem(tuple, k++), 'f', items, true)
     OWN(weights, members * kqs), OWN(offset, POINTS * kqs), OWN(factor, kqs), OWN(loss, kqs), OWN(error, HORIZONS * n);
     for (int i = 0; i < HORIZONS; i++) {
         OWN(past[i], -1);
-        Py_ssize_t slot = (Py_ssize_t)(members + 1) * LEVELS * n * 4, length = b.failed ? 0 : b.view[b.count - 1].len;
-        m.slots[i] = slot ? (int)(length / slot) : 1;
-        if (!b.failed && (m.slots[i] < 1 || length != m.slots[i] * slot)) {
-            PyErr_SetString(PyExc_ValueError, "what was said is of another mixture");
-            b.failed = true;
-        }
+        Py_ssize_t slot = (Py_ssize_t)(members + 1) * LEVELS * n * 4, length = b->failed ? 0 : b->view[b->count - 1].len;
+        m->slots[i] = slot ? (int)(length / slot) : 1;
+        if (m->slots[i] < 1 || length != m->slots[i] * slot) refuse(b, "what was said is of another mixture");
     }
     OWN(theta, REGRESSORS * kqs), OWN(x, REMEMBERED * REGRESSORS * n);
 #undef OWN
     if (members == MOST_MEMBERS) {
         Py_ssize_t above = FEATURES;
         for (int i = 0; i < 3; i++) {
-            m.layer[i] = take(&b, PyTuple_GetItem(args[2], k++), 'f', -1, false);
-            Py_ssize_t length = b.failed ? 0 : b.view[b.count - 1].len / 4, rows = length / above;
-            if (!b.failed && (rows < 1 || rows * above != length || (i < 2 ? rows > MOST_HIDDEN : rows != HORIZONS * LEVELS))) {
-                PyErr_SetString(PyExc_ValueError, "the layers of this network do not fit together");
-                b.failed = true;
-            }
-            if (i < 2) m.hidden[i] = (int)rows;
+            m->layer[i] = take(b, PyTuple_GetItem(tuple, k++), 'f', -1, false);
+            Py_ssize_t length = b->failed ? 0 : b->view[b->count - 1].len / 4, rows = length / above;
+            if (rows < 1 || rows * above != length || (i < 2 ? rows > MOST_HIDDEN : rows != HORIZONS * LEVELS))
+                refuse(b, "the layers of this network do not fit together");
+            if (i < 2) m->hidden[i] = (int)rows;
             above = rows + 1;
         }
     }
+    return keep(new, A_MIXTURE);
+}
+
+/* mix(held history, newest, held mixture, count, options, out) */
+PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    buffers_t b = {.count = 0, .failed = false};
+    if (count != 6) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 6", count);
+    held_t *of = held(args[0], A_HISTORY), *by = of ? held(args[2], A_MIXTURE) : NULL;
+    if (!by) return NULL;
+    int64_t now = PyLong_AsLongLong(args[1]), ticks = PyLong_AsLongLong(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    if (now < 0 || now >= WINDOW || ticks < 0 || by->mixture.size != of->history.size)
+        refuse(&b, "this mixture is not of this history");
+    of->history.newest = (int)now, by->mixture.count = ticks;
     const mixture_options_t *o = take(&b, args[4], 'f', sizeof(mixture_options_t) / 4, false);
-    float *out = take(&b, args[5], 'f', kqs, true);
-    if (!b.failed) mix(&h, &m, o, out);
+    float *out = take(&b, args[5], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.size, true);
+    if (!b.failed) mix(&of->history, &by->mixture, o, out);
+    Py_INCREF(Py_None);
+    return let_go(&b, Py_None);
+}
+
+enum { LSTM = 4 };
+
+/* hold_lstm(arrays, size) with those of LstmModel.refresh: (gates, head, h, c), biases within. */
+PyObject *py_hold_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
+    held_t *new = begin();
+    if (!new) return NULL;
+    buffers_t *b = &new->buffers;
+    lstm_t *l = &new->lstm;
+    PyObject *tuple = args[0];
+    int64_t size = PyLong_AsLongLong(args[1]);
+    if (size < 0 || PyTuple_Size(tuple) != LSTM) {
+        PyErr_Clear();
+        refuse(b, "this is no LSTM");
+        return keep(new, AN_LSTM);
+    }
+    Py_ssize_t n = (Py_ssize_t)size;
+    l->size = size;
+    l->head = take(b, PyTuple_GetItem(tuple, 1), 'f', -1, false);
+    Py_ssize_t hidden = b->failed ? 0 : b->view[0].len / (HORIZONS * LEVELS * (Py_ssize_t)sizeof(float)) - 1;
+    if (hidden < 1 || hidden > MOST_HIDDEN) refuse(b, "an LSTM of so many units is not run here");
+    l->hidden = (int)hidden;
+    l->head = take(b, PyTuple_GetItem(tuple, 1), 'f', HORIZONS * LEVELS * (hidden + 1), false);
+    l->gates = take(b, PyTuple_GetItem(tuple, 0), 'f', 4 * hidden * (LSTM_INPUTS + hidden + 1), false);
+    l->h = take(b, PyTuple_GetItem(tuple, 2), 'f', hidden * n, true);
+    l->c = take(b, PyTuple_GetItem(tuple, 3), 'f', hidden * n, true);
+    return keep(new, AN_LSTM);
+}
+
+/* lstm(held history, newest, held LSTM, out) */
+PyObject *py_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    buffers_t b = {.count = 0, .failed = false};
+    if (count != 4) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 4", count);
+    held_t *of = held(args[0], A_HISTORY), *by = of ? held(args[2], AN_LSTM) : NULL;
+    if (!by) return NULL;
+    int64_t now = PyLong_AsLongLong(args[1]);
+    if (PyErr_Occurred()) return NULL;
+    if (now < 0 || now >= WINDOW || by->lstm.size != of->history.size) refuse(&b, "this LSTM is not of this history");
+    of->history.newest = (int)now;
+    float *out = take(&b, args[3], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.size, true);
+    if (!b.failed) lstm(&of->history, &by->lstm, out);
     Py_INCREF(Py_None);
     return let_go(&b, Py_None);
 }

@@ -232,12 +232,17 @@ static PyObject *py_request(PyObject *self, PyObject *const *args, Py_ssize_t co
 
 PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count); /* forecast_module.c */
 PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_hold_history(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_hold_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
 
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
     METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit), METHOD(estimate),
     METHOD(follow), METHOD(place), METHOD(place_ways), METHOD(check), METHOD(keep_back), METHOD(request),
-    METHOD(network), METHOD(push), METHOD(mix), METHOD(due), METHOD(encode),
+    METHOD(network), METHOD(push), METHOD(mix), METHOD(lstm), METHOD(hold_history),
+    METHOD(hold_mixture), METHOD(hold_lstm), METHOD(due), METHOD(encode),
     METHOD(correct), METHOD(shrink), METHOD(difference), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernel.h"
+#include "squash.h"
 
 enum { LANES = 4, BLOCK = 2 * LANES };
 typedef float lanes_t __attribute__((vector_size(4 * LANES)));
@@ -25,24 +26,18 @@ static void multiply(const float *x, int64_t count, const float *w, int64_t widt
     }
 }
 
-/* tanh, to about 3e-7: a quotient of odd and even polynomials on [-9, 9], outside of which it is 1 in float. No
- * library's tanhf: that takes five times as long, and its last bit depends on the library. ``width``: padded. */
+/* tanh of a row. ``width``: padded. */
 static void squash(float *y, int64_t width) {
-    static const float odd[] = {-2.76076847742355e-16f, 2.00018790482477e-13f, -8.60467152213735e-11f,
-                                5.12229709037114e-08f,  1.48572235717979e-05f, 6.37261928875436e-04f,
-                                4.89352455891786e-03f};
-    static const float even[] = {1.19825839466702e-06f, 1.18534705686654e-04f, 2.26843463243900e-03f,
-                                 4.89352518554385e-03f};
     for (int64_t j = 0; j < width; j += LANES) {
         float *at = y + j;
         lanes_t x, square, above, below;
-        for (int i = 0; i < LANES; i++) at[i] = at[i] < -9.0f ? -9.0f : at[i] > 9.0f ? 9.0f : at[i];
+        for (int i = 0; i < LANES; i++) at[i] = at[i] < -SQUASH_REACH ? -SQUASH_REACH : at[i] > SQUASH_REACH ? SQUASH_REACH : at[i];
         memcpy(&x, at, sizeof x);
         square = x * x;
-        above = odd[0] * square + odd[1];
-        for (int i = 2; i < 7; i++) above = above * square + odd[i];
-        below = even[0] * square + even[1];
-        for (int i = 2; i < 4; i++) below = below * square + even[i];
+        above = SQUASH_ODD[0] * square + SQUASH_ODD[1];
+        for (int i = 2; i < 7; i++) above = above * square + SQUASH_ODD[i];
+        below = SQUASH_EVEN[0] * square + SQUASH_EVEN[1];
+        for (int i = 2; i < 4; i++) below = below * square + SQUASH_EVEN[i];
         x = x * above / below;
         memcpy(at, &x, sizeof x);
         for (int i = 0; i < LANES; i++) at[i] = at[i] < -1.0f ? -1.0f : at[i] > 1.0f ? 1.0f : at[i];

@@ -75,7 +75,7 @@ class History:
         """(S,) ticks since the latest censored value; 0 if it is the newest."""
         self._now: FloatArray = np.zeros((3, size))
         self._step: FloatArray = np.zeros(size)
-        self._packed: tuple[object, ...] | None = None
+        self._held: object | None = None
         self.whole = False
         """Nothing is missing and nobody is new."""
         self.slow: FloatArray = np.zeros(size)
@@ -106,10 +106,7 @@ class History:
         if self.count % _REBASE == 0:  # running sums lose digits as they grow
             self.running -= self.running[:, before + 1 : before + 2].copy()
         if kernel.compiled is not None:
-            self.whole = kernel.compiled.push(
-                self.arrays(), at, before, gap, self.whole, np.ascontiguousarray(demand, np.float64),
-                np.ascontiguousarray(waiting, np.float64), np.ascontiguousarray(censored),
-            )  # fmt: skip
+            self.whole = kernel.compiled.push(self.held, at, before, gap, self.whole, demand, waiting, censored)
             return
         now = self._now
         if self.whole and demand.min() >= 0.0 and demand.max() <= MOST:  # not where one is NaN
@@ -142,17 +139,19 @@ class History:
                 self._begin(fresh)
         self._level(known)
 
-    def arrays(self) -> tuple[object, ...]:
-        """Return what compiled/forecast_module.c takes a history to be."""
-        if self._packed is None:
-            self._packed = self._pack()
-        return self._packed
+    @property
+    def held(self) -> object:
+        """The arrays as compiled/forecast_module.c holds them: handed over once."""
+        if self._held is None and kernel.compiled is not None:
+            self._held = kernel.compiled.hold_history((
+                self._y, self._w, self.running, self.seen, self.clean, self.loose, self.age, self.scale, self.five,
+                self.slow, self.climate, self.size,
+            ))  # fmt: skip
+        return self._held
 
-    def _pack(self) -> tuple[object, ...]:
-        return (
-            self._y, self._w, self.running, self.seen, self.clean, self.loose, self.age, self.scale, self.five,
-            self.slow, self.climate, self.size,
-        )  # fmt: skip
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a copy is made of: its arrays are others."""
+        return {**self.__dict__, "_held": None}
 
     def _holes(self, demand: FloatArray | Float32Array, before: int) -> BoolArray:
         """Take in demand (S,) with values missing, or of series that are new; return which are known."""

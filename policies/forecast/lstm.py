@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from foreshare.policies import kernel
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import IntArray
 
@@ -25,6 +26,8 @@ STRIDE = 2
 """Ticks from one refresh to the next."""
 INPUTS = 2 * STRIDE + 2
 WEIGHTS = ("w", "u", "b", "v", "d")
+MOST_COMPILED = 128
+"""Units of an LSTM that compiled/lstm.c runs."""
 
 
 class Lstm:
@@ -45,6 +48,8 @@ class Lstm:
         self._w: Float32Array = np.concatenate([w, u], axis=1) * half
         self._b: Float32Array = b[:, None] * half
         self._v, self._d = v, d[:, None]
+        self.layers = tuple(np.concatenate(pair, axis=1) for pair in ((self._w, self._b), (self._v, self._d)))
+        """Gates (4 hidden, INPUTS + hidden + 1) and head (K * Q, hidden + 1), biases last."""
 
     def refresh(
         self, x: Float32Array, h: Float32Array, c: Float32Array, scale: Float32Array, out: Float32Array
@@ -91,10 +96,21 @@ class LstmModel:
         self._x: Float32Array = np.zeros((INPUTS, size), np.float32)
         self.latest: Float32Array = np.zeros((K, Q, size), np.float32)
         """(K, Q, S) of the latest refresh."""
+        self._held: object | None = None
 
     def refresh(self, history: History) -> None:
         """Take in the newest STRIDE ticks."""
+        if kernel.compiled is not None and self._lstm.hidden <= MOST_COMPILED:
+            if self._held is None:
+                arrays = (*self._lstm.layers, self._h, self._c)
+                self._held = kernel.compiled.hold_lstm(arrays, self._h.shape[1])
+            kernel.compiled.lstm(history.held, history.newest_row, self._held, self.latest)
+            return
         self._lstm.refresh(inputs_of(history, self._x), self._h, self._c, history.scale, self.latest)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a copy is made of: its arrays are others."""
+        return {**self.__dict__, "_held": None}
 
     def step(self, history: History, out: Float32Array) -> None:
         """See :class:`~.models.SeriesModel`."""

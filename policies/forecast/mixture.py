@@ -53,7 +53,7 @@ _MOST_LOSS = np.float32(20.0)
 class MixtureOptions:
     """How fast the mixture learns."""
 
-    eta: tuple[float, float, float] = (0.15, 0.1, 0.03)
+    eta: tuple[float, float, float] = (0.15, 0.1, 0.01)
     """How strongly a loss lowers a weight, at each level."""
     share: float = 0.005
     """What is shared out anew each time."""
@@ -94,7 +94,7 @@ class Mixture:
         self._truth: Float32Array = np.zeros((K, size), np.float32)
         self._past = [np.zeros((h.ahead // K + 2, m + 1, Q, size), np.float32) for h in HORIZONS]  # last: the mixture
         self._count = 0
-        self._packed: tuple[object, ...] | None = None
+        self._held: object | None = None
         self._eta = np.array(o.eta, np.float32)[:, None]
         self._offset_rate, self._factor_rate = (
             np.array(rate, np.float32)[:, None] for rate in (o.offset_rate, o.factor_rate)
@@ -113,7 +113,7 @@ class Mixture:
         """Learn from the newest tick and fill ``out`` (K, Q, S) with units."""
         self._count += 1
         if kernel.compiled is not None and self._fits:
-            kernel.compiled.mix(history.arrays(), history.newest_row, self._arrays(), self._count, self._constants, out)
+            kernel.compiled.mix(history.held, history.newest_row, self._hold(), self._count, self._constants, out)
             return
         history.truth(self._truth)
         self._learn(history, self._count % K)
@@ -124,16 +124,18 @@ class Mixture:
         self._correct(out)
         self._keep(out)
 
-    def _arrays(self) -> tuple[object, ...]:
-        """Return what compiled/forecast_module.c takes a mixture to be."""
-        if self._packed is None:
+    def _hold(self) -> object:
+        """Return the arrays as compiled/forecast_module.c holds them."""
+        if self._held is None and kernel.compiled is not None:
             layers = self._network.layers if self._network is not None else (None, None, None)
             r = self._regression
-            self._packed = (
-                self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.theta, r.x, *layers,
-                len(self.members),
-            )  # fmt: skip
-        return self._packed
+            arrays = (self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.theta, r.x)
+            self._held = kernel.compiled.hold_mixture((*arrays, *layers, len(self.members)), self._size)
+        return self._held
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return what a copy is made of: its arrays are others."""
+        return {**self.__dict__, "_held": None}
 
     def _predict(self, history: History) -> None:
         point, each, points = self._point, self._each, len(POINTS)

@@ -138,13 +138,14 @@ def _people_policy(result: dict[str, Any]) -> str:
 def _people_forecast(result: dict[str, Any]) -> str:
     lines = [
         f"{result['resources']} resources, {result['horizons']} horizons, {result['levels']} levels; us a call",
-        f"{'':<14}{'64 VMs p50':>12}{'p99':>9}{'no gap':>9}{'512 VMs p50':>13}{'p99':>9}{'no gap':>9}",
+        f"{'':<14}{'64 VMs p50':>12}{'p99':>9}{'slept':>9}{'no gap':>9}"
+        f"{'512 VMs p50':>13}{'p99':>9}{'slept':>9}{'no gap':>9}",
     ]
     for name, rows in result["models"].items():
         few, many = rows["64"], rows["512"]
         lines.append(
-            f"{name:<14}{few['p50']:>12.1f}{few['p99']:>9.1f}{few['warm_p50']:>9.1f}"
-            f"{many['p50']:>13.1f}{many['p99']:>9.1f}{many['warm_p50']:>9.1f}"
+            f"{name:<14}{few['p50']:>12.1f}{few['p99']:>9.1f}{few['slept_p50']:>9.1f}{few['warm_p50']:>9.1f}"
+            f"{many['p50']:>13.1f}{many['p99']:>9.1f}{many['slept_p50']:>9.1f}{many['warm_p50']:>9.1f}"
         )
     return "".join(f"{line}\n" for line in lines)
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from foreshare.policies.errors import HostError
+from foreshare.policies.errors import HostError, InputError
 
 from .main import Parser
 from .values import number, whole, writable
@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back.add_argument("--only", action="append", default=[], metavar="UUID", help="judge by this VM (its beginning)")
     back.add_argument("--split", type=number(0.1, 0.95, "share"), default=0.6, metavar="X",
                       help="judge by what comes after this share of each recording (default 0.6)")  # fmt: skip
+    back.add_argument("--apart", type=whole(2, 64), metavar="N",
+                      help="fit a network without each of N groups of VMs, and judge each by its own")  # fmt: skip
+    back.add_argument("--also", action="append", default=[], type=Path, metavar="TRACE",
+                      help="with --apart: fit to this recording too, without judging by it")  # fmt: skip
     back.add_argument("--report", type=Path, metavar="FILE.html", help="write a self-contained report")
     back.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     bring = what.add_parser("import", help="make a recording of a public trace")
@@ -91,12 +95,26 @@ def _backtest(args: argparse.Namespace) -> int:
     from foreshare.training.forecast.summary import summarise
     from foreshare.training.forecast.weights import load_fitted, shipped
 
+    if args.apart is not None and find_spec("torch") is None:
+        raise HostError("fitting a network needs torch: pip install 'foreshare[train]'")
+    if args.apart is not None and (args.weights is not None or args.only):
+        raise InputError("--apart fits its own weights and judges all VMs: --weights and --only do not go with it")
+    if args.also and args.apart is None:
+        raise InputError("--also goes with --apart")
     if args.report is not None:
         writable("--report", args.report)
     named = tuple(m for name in args.models.split(",") if name for m in (MODELS if name == "all" else (name,)))
     fitted = load_fitted(args.weights) if args.weights is not None else shipped()
     options = BacktestOptions(models=named, split=args.split, only=tuple(args.only))
-    done = run_backtest(load_sessions(args.traces), options, fitted, _tell)
+    sessions = load_sessions(args.traces)
+    if args.apart is None:
+        done = run_backtest(sessions, options, fitted, _tell)
+    else:
+        from foreshare.training.forecast.apart import run_apart
+        from foreshare.training.forecast.fit import FitOptions
+
+        also = load_sessions(args.also) if args.also else []
+        done = run_apart(sessions, args.apart, options, FitOptions(epochs=10), also, _tell)
     result = summarise(done)
     if args.report is not None:
         from foreshare.runtime.forecast_report import render
@@ -117,12 +135,14 @@ def _people(result: dict[str, Any]) -> str:
             row = rows[horizon]
             losses = "".join(f"{row[key]:>8.3f}" for key in ("mase", "pinball_q50", "pinball_q90", "pinball_q99"))
             lines.append(f"{name:<13}{losses}{row['coverage_q90']:>8.3f}{rows['call_us']:>8.0f}")
-    for horizon, levels in result.get("gain", {}).items():
-        for level, row in levels.items():
-            lines.append(
-                f"mixture at {horizon} ms, {level}: {100 * row['share']:+.1f} % below {row['best']}"
-                f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-            )
+    found = {"": result.get("gain", {})} | {f"{r}, ": rows for r, rows in result.get("gain_by_resource", {}).items()}
+    for of, gains in found.items():
+        for horizon, levels in gains.items():
+            for level, row in levels.items():
+                lines.append(
+                    f"mixture at {horizon} ms, {of}{level}: {100 * row['share']:+.1f} % below {row['best']}"
+                    f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+                )
     return "".join(f"{line}\n" for line in lines)
 
 

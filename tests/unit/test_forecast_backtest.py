@@ -18,6 +18,7 @@ from foreshare.policies.errors import InputError, TraceError
 from foreshare.policies.host import CPU, IO, Host, R
 from foreshare.policies.registry import make_mind
 from foreshare.runtime.cli import main
+from foreshare.training.forecast.apart import groups_of, run_apart
 from foreshare.training.forecast.backtest import BacktestOptions, run_backtest
 from foreshare.training.forecast.dataset import Session, load_session, load_sessions, truths
 from foreshare.training.forecast.fit import FitOptions, collect
@@ -113,7 +114,8 @@ def test_a_backtest_has_the_promised_keys(session: Session) -> None:
         for horizon in ("50", "100"):
             assert {"mase", "pinball_q50", "pinball_q90", "pinball_q99", "coverage_q90"} <= rows[horizon].keys()
     assert result["series"] >= 1 and result["programs"] == 1 and result["censored_share"] == 0.0
-    assert set(result["gain"]["50"]) == {"q50", "q90", "q99"}
+    assert set(result["gain"]["50"]) == set(result["gain_by_vm"][session.uuid[0]]["50"]) == {"q50", "q90", "q99"}
+    assert set(result["gain_by_resource"]) == set(result["resources"])
     assert result["models"]["mixture"]["50"]["pinball_q90"] < result["models"]["last"]["50"]["pinball_q90"]
 
 
@@ -138,6 +140,22 @@ def test_the_commands_fit_and_judge(short: Path, tmp_path: Path, capsys: pytest.
     assert "MASE" in capsys.readouterr().out
 
 
+def test_programs_are_held_apart(session: Session) -> None:
+    names = [f"{letter}{session.uuid[0][1:]}" for letter in "bac"]
+    short = cut(session, 1500)
+    three = [dataclasses.replace(short, name=name, uuid=(name,)) for name in names]
+    groups = groups_of(three, 2)
+    assert sorted(u for group in groups for u in group) == sorted(names) and len(groups) == 2
+    told: list[str] = []
+    options = BacktestOptions(models=("ewma", "network", "mixture"))
+    done = run_apart(three, 2, options, FitOptions(hidden=4, epochs=1, batch=256), progress=told.append)
+    assert sum(text.startswith("without") for text in told) == 2
+    assert {s.uuid for s in done.series} == set(names)
+    assert summarise(done)["programs"] == 3
+    with pytest.raises(InputError, match="there are 3 VMs"):
+        groups_of(three, 4)
+
+
 def test_an_lstm_is_fitted(session: Session) -> None:
     from foreshare.training.forecast.fit import fit_lstm
 
@@ -152,6 +170,9 @@ def test_an_lstm_is_fitted(session: Session) -> None:
         (["backtest", str(ALONE), "--models", "oracle"], "no model named 'oracle'"),
         (["backtest", str(ALONE), "--models", "lstm"], "has no weights"),
         (["backtest", str(ALONE), "--weights", str(DATA)], "holds neither"),
+        (["backtest", str(ALONE), "--apart", "2"], "there are 1 VMs"),
+        (["backtest", str(ALONE), "--apart", "2", "--only", "a"], "do not go with it"),
+        (["backtest", str(ALONE), "--also", str(ALONE)], "goes with --apart"),
     ],
 )
 def test_wrong_input_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,4 +258,4 @@ def test_the_bench_has_the_promised_keys(monkeypatch: pytest.MonkeyPatch, capsys
     models = json.loads(capsys.readouterr().out)["models"]
     assert {"mixture", "lstm-refresh", "network"} <= models.keys()
     for rows in models.values():
-        assert rows["64"]["p50"] > 0 and rows["512"]["p99"] > 0
+        assert rows["64"].keys() >= {"slept_p50", "warm_p50"} and rows["64"]["p50"] > 0 and rows["512"]["p99"] > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,9 +11,11 @@ from forecasting import random_network
 
 from foreshare.policies import kernel
 from foreshare.policies.forecast.history import History, K, Q
+from foreshare.policies.forecast.lstm import LstmModel
 from foreshare.policies.forecast.mixture import Mixture
 from foreshare.policies.forecast.network import QuantileNetwork
 from foreshare.policies.host import R
+from foreshare.runtime.bench_forecast import random_lstm
 
 if kernel.compiled is None:
     pytest.skip("nothing was compiled here: there is only one form", allow_module_level=True)
@@ -69,12 +72,51 @@ def test_an_empty_host_has_an_answer() -> None:
 
 def test_arrays_that_do_not_fit_are_refused() -> None:
     history, mixture = History(R), Mixture(R, None)
-    with pytest.raises(ValueError, match="bytes"):
+    with pytest.raises(ValueError, match="numbers"):
         history.push(np.zeros(R + 1), np.zeros(R), np.zeros(R, bool))
+    with pytest.raises(ValueError, match="numbers"):
+        history.push(np.zeros(R), np.zeros(R, np.int64), np.zeros(R, bool))
     history.push(np.zeros(R), np.zeros(R), np.zeros(R, bool))
     with pytest.raises(ValueError, match="bytes"):
         mixture.step(history, np.zeros((K, Q, R + 1), np.float32))
+    options, out = np.zeros(19, np.float32), np.zeros((K, Q, R), np.float32)
     with pytest.raises(ValueError, match="mixture"):
-        COMPILED.mix(history.arrays(), 0, (1, 2), 1, np.zeros(19, np.float32), np.zeros((K, Q, R), np.float32))
+        COMPILED.hold_mixture((1, 2), R)
     with pytest.raises(ValueError, match="history"):
-        COMPILED.push((1,), 0, 0, False, False, np.zeros(R), np.zeros(R), np.zeros(R, bool))
+        COMPILED.hold_history((1,))
+    with pytest.raises(ValueError, match="LSTM"):
+        COMPILED.hold_lstm((1,), R)
+    with pytest.raises(ValueError, match="row"):
+        COMPILED.push(history.held, 1 << 20, 0, False, False, np.zeros(R), np.zeros(R), np.zeros(R, bool))
+    with pytest.raises(ValueError, match="history"):
+        COMPILED.mix(History(2 * R).held, 0, mixture._hold(), 1, options, out)
+    with pytest.raises(ValueError, match="name"):
+        COMPILED.mix(mixture._hold(), 0, history.held, 1, options, out)
+
+
+@pytest.mark.parametrize("hidden", [3, 16])
+@pytest.mark.parametrize("vms", [1, 17, 33])
+def test_both_forms_of_the_lstm_say_the_same(hidden: int, vms: int) -> None:
+    size = vms * R
+    pair = [(History(size), LstmModel(random_lstm(hidden), size), np.zeros((K, Q, size), np.float32)) for _ in "12"]
+    for t, (demand, waiting, censored, gap) in enumerate(ticks(size, 300, vms)):
+        for (history, model, out), compiled in zip(pair, (COMPILED, None), strict=True):
+            kernel.compiled = compiled
+            history.push(demand, waiting, censored, gap=gap)
+            model.step(history, out)
+        np.testing.assert_allclose(pair[0][2], pair[1][2], rtol=1e-4, atol=1e-4, err_msg=f"tick {t}")
+
+
+def test_a_copy_goes_its_own_way() -> None:
+    size = 3 * R
+    history, mixture, out = History(size), Mixture(size, None), np.zeros((K, Q, size), np.float32)
+    ones, none = np.ones(size), np.zeros(size, bool)
+    history.push(ones, ones, none)
+    mixture.step(history, out)
+    others = copy.deepcopy((history, mixture))
+    before = others[0].newest.copy(), others[1].weights.copy()
+    for _ in range(30):
+        history.push(5 * ones, ones, none)
+        mixture.step(history, out)
+    np.testing.assert_array_equal(others[0].newest, before[0])
+    np.testing.assert_array_equal(others[1].weights, before[1])

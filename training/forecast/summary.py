@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from foreshare.policies.forecast.history import HORIZONS, LEVELS
-from foreshare.policies.host import RESOURCES
+from foreshare.policies.host import RESOURCES, BoolArray
 
 from .backtest import REFERENCES, Backtest
 from .scores import gain
@@ -32,7 +32,18 @@ def summarise(done: Backtest) -> dict[str, Any]:
         out["models"][name]["call_us"] = round(float(np.mean(done.call_us[name])), 1)
     references = [name for name in names if name in REFERENCES]
     if "mixture" in names and references:
-        out["gain"] = {h.name: _gains(done, k, references) for k, h in enumerate(HORIZONS)}
+        everything = np.ones(len(done.series), bool)
+        out["gain"] = {h.name: _gains(done, k, references, everything) for k, h in enumerate(HORIZONS)}
+        resource = np.array([s.resource for s in done.series])
+        out["gain_by_resource"] = {
+            RESOURCES[r]: {h.name: _gains(done, k, references, resource == r) for k, h in enumerate(HORIZONS)}
+            for r in np.unique(resource)
+        }
+        uuid = np.array([s.uuid for s in done.series])
+        out["gain_by_vm"] = {
+            str(u): {h.name: _shares(done, k, references, uuid == u) for k, h in enumerate(HORIZONS)}
+            for u in np.unique(uuid)
+        }
     return out
 
 
@@ -49,12 +60,20 @@ def _row(done: Backtest, name: str, k: int) -> dict[str, Any]:
     return row
 
 
-def _gains(done: Backtest, k: int, references: list[str]) -> dict[str, Any]:
+def _shares(done: Backtest, k: int, references: list[str], chosen: BoolArray) -> dict[str, float]:
+    """Return by level how far the mixture's loss over some series lies below that of the reference best for them."""
+    ours = done.table("mixture", k)[1][chosen].mean(axis=0)
+    best = np.min([done.table(name, k)[1][chosen].mean(axis=0) for name in references], axis=0)
+    return {key: round(float(1.0 - ours[q] / max(best[q], 1e-300)), 4) for q, key in enumerate(_KEYS)}
+
+
+def _gains(done: Backtest, k: int, references: list[str], chosen: BoolArray) -> dict[str, Any]:
     """Return by level how far the mixture's loss lies below that of the best reference, with its interval."""
     rows: dict[str, Any] = {}
+    programs = np.unique(done.programs[chosen], return_inverse=True)[1]
     for q, key in enumerate(_KEYS):
-        losses = {name: done.table(name, k)[1][:, q] for name in (*references, "mixture")}
+        losses = {name: done.table(name, k)[1][chosen, q] for name in (*references, "mixture")}
         best = min(references, key=lambda name: float(losses[name].mean()))
-        share, low, high = gain(losses["mixture"], losses[best], done.programs)
+        share, low, high = gain(losses["mixture"], losses[best], programs)
         rows[key] = {"best": best, "share": round(share, 4), "low": round(low, 4), "high": round(high, 4)}
     return rows

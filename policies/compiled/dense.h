@@ -1,0 +1,47 @@
+/* Blocks of series side by side, and a layer of a network over them. */
+#ifndef FORESHARE_DENSE_H
+#define FORESHARE_DENSE_H
+
+#include <stdint.h>
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
+#define CLONES __attribute__((target_clones("avx2", "default"))) /* the loader picks what the CPU has */
+#else
+#define CLONES
+#endif
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define FUSED __attribute__((target_clones("arch=x86-64-v3", "default"), optimize("fp-contract=fast")))
+#else
+#define FUSED CLONES
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
+enum { BLOCK = 64, LANES = 8 };
+typedef float row_t[BLOCK];
+typedef float lanes_t __attribute__((vector_size(4 * LANES)));
+
+INLINE float above(float a, float b) { return a > b ? a : b; }
+INLINE float below(float a, float b) { return a < b ? a : b; }
+
+/* Four rows of ``out`` (rows, BLOCK) = w (rows, cols) times x (cols, BLOCK), or one. */
+#define DENSE_ROWS(count)                                                                                   \
+    for (int j = 0; j < BLOCK / LANES; j += 2) {                                                            \
+        lanes_t sum[count][2] = {{{0.0F}}};                                                                 \
+        for (int f = 0; f < cols; f++)                                                                      \
+            for (int i = 0; i < count; i++) {                                                               \
+                float weight = w[(o + i) * cols + f];                                                       \
+                sum[i][0] += weight * x[f * (BLOCK / LANES) + j];                                           \
+                sum[i][1] += weight * x[f * (BLOCK / LANES) + j + 1];                                       \
+            }                                                                                               \
+        for (int i = 0; i < count; i++) {                                                                   \
+            out[(o + i) * (BLOCK / LANES) + j] = sum[i][0], out[(o + i) * (BLOCK / LANES) + j + 1] = sum[i][1]; \
+        }                                                                                                   \
+    }
+
+FUSED static void dense(const float *w, int rows, int cols, const lanes_t *x, lanes_t *out) {
+    int o = 0;
+    for (; o + 4 <= rows; o += 4) DENSE_ROWS(4)
+    for (; o < rows; o++) DENSE_ROWS(1)
+}
+
+#endif
