@@ -58,7 +58,8 @@ class TickBench:
     it stands: a third jumps, and noise moves the others."""
 
     rehearse: bool = True
-    """See LoopOptions."""
+    """See LoopOptions, here and below."""
+    first_in_turn: bool = True
 
     @property
     def jumping(self) -> int:
@@ -190,7 +191,11 @@ def bench_tick(bench: TickBench) -> dict[str, Any]:
 def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
     host = Host(hal.topology, hal.vms)
     with closing(open_mind(bench.policy, host, decide_options(hal, bench.tick_ms), bench.policy_in)) as mind:
-        loop = ControlLoop(hal, mind, LoopOptions(tick_ns=round(bench.tick_ms * 1e6), rehearse=bench.rehearse))
+        loop = ControlLoop(
+            hal,
+            mind,
+            LoopOptions(tick_ns=round(bench.tick_ms * 1e6), rehearse=bench.rehearse, first_in_turn=bench.first_in_turn),
+        )
         start = _Start(loop)
         loop.observers.append(start)
         hal.claim(lambda originals: None)
@@ -204,6 +209,7 @@ def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
         "moving": bench.jumping,
         "policy": bench.policy,
         "policy_in": "process" if mind.asker.beside else "inline",
+        "scheduling": loop.scheduling,
         "resources": [name for name, moves in zip(RESOURCES, host.movable, strict=True) if moves],
         "ticks": counts.ticks,
         "missed_ticks": counts.missed,
