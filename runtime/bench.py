@@ -30,6 +30,7 @@ from .asking import Where, open_mind
 from .jitter import JitterBeside
 from .latency import percentiles
 from .loop import ControlLoop, LoopOptions, Tick
+from .priority import first_in_turn
 from .session import decide_options
 
 if TYPE_CHECKING:
@@ -262,7 +263,8 @@ def _bench_linux(bench: TickBench) -> dict[str, Any]:
         finally:
             real.close()
         with closing(LinuxHal(spec, roots, read_only=True)) as reader, _groups_of(writes):
-            floor = percentiles(_floor_us(reader, writes, bench.tick_ms)[WARM_UP_TICKS:])
+            with first_in_turn(bench.first_in_turn):  # as the loop was
+                floor = percentiles(_floor_us(reader, writes, bench.tick_ms)[WARM_UP_TICKS:])
             alone = percentiles(np.asarray(measure_floor(writes, round(bench.tick_ms * 1e6)))[WARM_UP_TICKS:])
     apply_us = figures["stages"]["apply"]["p50"]
     ratio = round(apply_us / floor["p50"], 3) if floor["p50"] else None
