@@ -54,6 +54,11 @@ class Answer:
     """An answer to an earlier tick, come too late for it."""
 
 
+def newer(one: Answer | None, other: Answer) -> Answer:
+    """Return the answer to the later tick."""
+    return other if one is None or one.tick < other.tick else one
+
+
 class Asker(Protocol):
     """A way of asking one policy. Nothing here raises for what the policy does."""
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .allocators import Allocator, PrioritySort, Request
 from .allocators.base import make_request
-from .ask import ABSENCES, Answer, Asker, Inline, Units
+from .ask import ABSENCES, Answer, Asker, Inline, Units, newer
 from .assess import Assessor
 from .deadlines import Deadlines
 from .errors import InputError
@@ -349,7 +349,7 @@ def _propose(mind: Mind, out: Decision) -> Units:
         out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"
     kept = mind._kept
     if answer is not None and answer.earlier is not None:
-        mind._kept = _newer(kept, answer.earlier)
+        mind._kept = newer(kept, answer.earlier)
         if answer.earlier.tick < tick:  # else it has come after this tick's time, and is the next one's
             kept = mind._kept
     lasts = kept is not None and kept.units is not None and 0 < tick - kept.tick <= mind.options.expires_ticks
@@ -373,10 +373,6 @@ def _propose(mind: Mind, out: Decision) -> Units:
         shadow = mind.fallback.allocate(mind.request, host, tick)
     out.throttled[:] = mind.fallback.refused
     return shadow
-
-
-def _newer(one: Answer | None, other: Answer) -> Answer:
-    return other if one is None or one.tick < other.tick else one
 
 
 def _judge(mind: Mind, answer: Answer | None, kept: Answer | None) -> None:

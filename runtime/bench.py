@@ -30,6 +30,7 @@ from .asking import Where, open_mind
 from .jitter import JitterBeside
 from .latency import percentiles
 from .loop import ControlLoop, LoopOptions, Tick
+from .priority import first_in_turn
 from .session import decide_options
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class TickBench:
     it stands: a third jumps, and noise moves the others."""
 
     rehearse: bool = True
-    """See LoopOptions."""
+    """See LoopOptions, here and below."""
+    first_in_turn: bool = True
 
     @property
     def jumping(self) -> int:
@@ -190,7 +192,11 @@ def bench_tick(bench: TickBench) -> dict[str, Any]:
 def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
     host = Host(hal.topology, hal.vms)
     with closing(open_mind(bench.policy, host, decide_options(hal, bench.tick_ms), bench.policy_in)) as mind:
-        loop = ControlLoop(hal, mind, LoopOptions(tick_ns=round(bench.tick_ms * 1e6), rehearse=bench.rehearse))
+        loop = ControlLoop(
+            hal,
+            mind,
+            LoopOptions(tick_ns=round(bench.tick_ms * 1e6), rehearse=bench.rehearse, first_in_turn=bench.first_in_turn),
+        )
         start = _Start(loop)
         loop.observers.append(start)
         hal.claim(lambda originals: None)
@@ -204,6 +210,7 @@ def _measure(hal: Hal, bench: TickBench) -> dict[str, Any]:
         "moving": bench.jumping,
         "policy": bench.policy,
         "policy_in": "process" if mind.asker.beside else "inline",
+        "scheduling": loop.scheduling,
         "resources": [name for name, moves in zip(RESOURCES, host.movable, strict=True) if moves],
         "ticks": counts.ticks,
         "missed_ticks": counts.missed,
@@ -256,7 +263,8 @@ def _bench_linux(bench: TickBench) -> dict[str, Any]:
         finally:
             real.close()
         with closing(LinuxHal(spec, roots, read_only=True)) as reader, _groups_of(writes):
-            floor = percentiles(_floor_us(reader, writes, bench.tick_ms)[WARM_UP_TICKS:])
+            with first_in_turn(bench.first_in_turn):  # as the loop was
+                floor = percentiles(_floor_us(reader, writes, bench.tick_ms)[WARM_UP_TICKS:])
             alone = percentiles(np.asarray(measure_floor(writes, round(bench.tick_ms * 1e6)))[WARM_UP_TICKS:])
     apply_us = figures["stages"]["apply"]["p50"]
     ratio = round(apply_us / floor["p50"], 3) if floor["p50"] else None

@@ -32,6 +32,7 @@ from foreshare.policies.reading import Reading
 from .controls import Controls
 from .latency import Latency
 from .meter import Meter
+from .priority import first_in_turn
 from .rehearsal import Rehearsal
 from .runlog import STAGES
 
@@ -56,6 +57,8 @@ class LoopOptions:
     rehearse: bool = False
     """Wake up a little before each tick and judge the newest reading once more, for nothing: a CPU that has slept for
     milliseconds has cold caches, and a decision takes twice as long there. Only where time is real."""
+    first_in_turn: bool = False
+    """Run under SCHED_FIFO where that is allowed; see priority.py. Only where time is real."""
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +150,8 @@ class ControlLoop:
         self._doubted: BoolArray = np.zeros(n, bool)
         self._fault = ""
         self._rehearsal = Rehearsal(hal.clock, self.options.tick_ns) if self.options.rehearse else None
+        self.scheduling = "other"
+        """How the kernel schedules the loop while it runs: "fifo" or "other"."""
         self._computed = hal if isinstance(hal, IsComputed) else None
         self.benches_before = 0
         """Benches of the policy before the figures began."""
@@ -158,6 +163,10 @@ class ControlLoop:
 
     def run(self, ticks: int | None = None, stop: Callable[[], bool] = lambda: False) -> Counts:
         """Run ``ticks`` ticks (None: until ``stop`` says so). The HAL must have been claimed."""
+        with first_in_turn(self.options.first_in_turn) as self.scheduling:
+            return self._run(ticks, stop)
+
+    def _run(self, ticks: int | None, stop: Callable[[], bool]) -> Counts:
         self.controls.unknown[:] = True
         self.controls.read()
         self.mind.adopt(self.controls.held)

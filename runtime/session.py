@@ -130,6 +130,8 @@ class Session:
     options: LoopOptions | None = None
     policy_in: Where = "auto"
     """Where the policy runs: called by the loop, or in a process of its own."""
+    first_in_turn: bool = True
+    """On a real host, run under SCHED_FIFO where that is allowed."""
     radius: float = PLUG_IN_RADIUS
     """Of the trust region to which plug-ins are held; 1: none."""
     forecast: str = ""
@@ -165,7 +167,10 @@ class Session:
 
     def _run_mind(self, hal: Hal, host: Host, mind: Mind, state: StateDir | None) -> Outcome:
         real_time = not isinstance(hal.clock, VirtualClock) and hal.name != "replay"
-        options = self.options or LoopOptions(tick_ns=round(self.choice.tick_ms * 1e6), rehearse=real_time)
+        options = self.options or LoopOptions(
+            tick_ns=round(self.choice.tick_ms * 1e6), rehearse=real_time,
+            first_in_turn=self.first_in_turn and hal.name == "linux",
+        )  # fmt: skip
         loop = ControlLoop(hal, mind, options)
         if self.choice.config is not None and self.choice.config.migrate is not None:
             loop.meter.migrate_after_ns = round(self.choice.config.migrate.after_s * 1e9)
@@ -292,6 +297,7 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
         "host_faults": dict(counts.host_faults),
         "disobedient_vms": counts.disobedient,
         "distrusted_vms": counts.distrusted,
+        "scheduling": loop.scheduling,
         "decision_us": latency.decision(),
         "tick_us": latency.tick(),
         "reaction_us": latency.reaction(),

@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--policy", default=DEFAULT, metavar="NAME",
         help=f"who decides: {', '.join(POLICIES)}, or package.module:callable (default {DEFAULT})",
     )  # fmt: skip
+    tick.add_argument(
+        "--scheduling", choices=("fifo", "other"), default="fifo", help="of the loop; see foreshare run --help"
+    )
     tick.add_argument("--policy-in", choices=WHERE, default="auto", help="where it runs; see foreshare run --help")
     tick.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="seed of the demand")
     tick.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
@@ -91,7 +94,7 @@ def execute(args: argparse.Namespace) -> int:
     result = bench_tick(
         TickBench(
             hal=args.hal, vms=args.vms, ticks=args.ticks, tick_ms=args.tick_ms, policy=args.policy,
-            policy_in=args.policy_in, seed=args.seed, moving=args.moving,
+            policy_in=args.policy_in, seed=args.seed, moving=args.moving, first_in_turn=args.scheduling == "fifo",
         )
     )  # fmt: skip
     sys.stdout.write(json.dumps(result) + "\n" if args.json else _people(result))

@@ -60,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="what forecast fit wrote, for triage-mixture to use (default: what ships)",
     )
+    parser.add_argument(
+        "--scheduling", choices=("fifo", "other"), default="fifo",
+        help="real hosts: run as a real-time process, where allowed (default), or as any other",
+    )  # fmt: skip
     parser.add_argument("--seed", type=whole(0, 2**63 - 1), default=0, metavar="K", help="simulated: seed")
     parser.add_argument(
         "--baseline", metavar="NAME", help="simulated: policy to compare with on the same demand, or none"
@@ -88,8 +92,8 @@ def execute(args: argparse.Namespace) -> int:
     _check_report(args.report)
     ticks = args.ticks or ticks_for(args.seconds or DEFAULT_SECONDS, choice.tick_ms)
     session = Session(
-        choice=choice, policy=policy, policy_in=policy_in, ticks=ticks,
-        radius=args.trust_radius, forecast=args.forecast or (config.policy.forecast if config else ""),
+        choice=choice, policy=policy, policy_in=policy_in, ticks=ticks, radius=args.trust_radius,
+        first_in_turn=args.scheduling == "fifo", forecast=args.forecast or (config.policy.forecast if config else ""),
         state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()),
     )  # fmt: skip
     outcome = _shown(session, args, ticks * choice.tick_ms * 1e-3)
