@@ -273,32 +273,6 @@ CLONES static void predict(const history_t *h, mixture_t *m, int64_t s, int n, r
     if (m->hidden[0]) network(h, m, s, n, x, each + 4 * KQ);
 }
 
-/* Asks for ``rows`` rows of a block, ``stride`` bytes apart, before they are needed: between two ticks the caches have
- * seen another program, and a tick would wait for them one after the other. */
-INLINE void ask_for(const void *at, int64_t rows, int64_t stride, int64_t bytes) {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch((const char *)at + r * stride + b, 1, 2);
-}
-
-static void fetch(const history_t *h, const mixture_t *m, int k, int64_t s, int n) {
-    enum { KQ = HORIZONS * LEVELS, F = sizeof(float), D = sizeof(double) };
-    static const int AT[] = {0, 1, 10, 20, 30, 50, 100, 200};
-    int64_t row = h->size * F, now = (int64_t)(h->newest + WINDOW) * h->size + s, slot = (m->members + 1) * LEVELS;
-    ask_for(h->y + now - (LAGS - 1) * h->size, LAGS, row, n * F);
-    for (int i = 0; i < 3; i++)
-        for (int a = 0; a < 8; a++)
-            ask_for(h->running + i * 2 * WINDOW * h->size + now - AT[a] * h->size, 1, 0, n * D);
-    ask_for(h->climate + s, CLIMATE, row, n * F);
-    ask_for(m->past[k] + m->count / HORIZONS % m->slots[k] * slot * h->size + s, slot, row, n * F);
-    int64_t then = (m->count - (int64_t)AHEAD[k] + REMEMBERED) % REMEMBERED;
-    ask_for(m->x + then * REGRESSORS * h->size + s, REGRESSORS, row, n * F);
-    ask_for(m->weights + s, m->members * KQ, row, n * F);
-    ask_for(m->offset + s, POINTS * KQ, row, n * F);
-    ask_for(m->factor + s, KQ, row, n * F);
-    ask_for(m->loss + k * LEVELS * h->size + s, LEVELS, row, n * F);
-    ask_for(m->theta + s, KQ * REGRESSORS, row, n * F);
-}
-
 CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out) {
     enum { KQ = HORIZONS * LEVELS };
     _Alignas(64) row_t x[FEATURES] = {{0.0F}}, each[MOST_MEMBERS * KQ], said[KQ];
@@ -306,8 +280,6 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
     int now = (int)(m->count % HORIZONS);
     for (int64_t s = 0; s < size; s += BLOCK) {
         int n = size - s < BLOCK ? (int)(size - s) : BLOCK;
-        if (!s) fetch(h, m, now, s, n);
-        if (s + BLOCK < size) fetch(h, m, now, s + BLOCK, size - s - BLOCK < BLOCK ? (int)(size - s - BLOCK) : BLOCK);
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
         if (m->count % 2) notice_steps(h, m, o, s, n);
         features(h, s, n, x);
