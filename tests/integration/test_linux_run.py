@@ -373,7 +373,10 @@ def test_kill_9_at_random_moments(three: Place, layout: str, kills: int) -> None
                 no_two_share()
 
             checked.clear()
-            run_here(three, 8, At(lambda tick: no_two_share()), At(look, set(range(1, 8))))
+            for _ in range(5):  # a busy machine may postpone some writes in every one of eight ticks
+                run_here(three, 8, At(lambda tick: no_two_share()), At(look, set(range(1, 8))))
+                if checked:
+                    break
             assert checked
             assert snapshot(three.cgroups, pids) == first_found
             assert not three.journal.exists()
