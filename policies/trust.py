@@ -53,7 +53,7 @@ class Trust:
     def __init__(self, host: Host) -> None:
         self._bad: IntArray = np.zeros(host.shape, np.int64)
         self._same: IntArray = np.zeros(host.shape, np.int64)
-        self._quiet: IntArray = np.full(host.shape, LOST_TICKS, np.int64)
+        self._quiet: IntArray = np.zeros(host.shape, np.int64)
         """Ticks since the counter last counted, at most LOST_TICKS; below 0 while it has just begun to. Values that are
         missing do not count."""
         self._aged: BoolArray = np.zeros(host.shape[:-1], bool)
@@ -91,7 +91,7 @@ class Trust:
         self._same = carry(self._same, rows, np.zeros(host.shape, np.int64))
         self._liar = carry(self._liar, rows, np.zeros(host.shape, bool))
         self._known = carry(self._known, rows, np.zeros(host.shape, bool))
-        self._quiet = carry(self._quiet, rows, np.full(host.shape, LOST_TICKS, np.int64))
+        self._quiet = carry(self._quiet, rows, np.zeros(host.shape, np.int64))
         self._aged = carry(self._aged, rows, np.zeros(host.shape[:-1], bool), axis=-1)
         self._last = carry(self._last, rows, np.full(host.shape, np.nan))
         self._bind(host)
@@ -187,7 +187,8 @@ class Trust:
         quiet &= any_of(reading.usage[..., _GATES] > 0.0)[..., None]
         quiet |= self._quiet < 0
         aged = (reading.quality[..., MEMORY] & np.uint8(Quality.STALE)) != 0
-        near = aged & (reading.usage[..., MEMORY] >= NEAR_LIMIT * reading.limit[..., MEMORY])
+        limit = reading.limit[..., MEMORY]
+        near = aged & (limit > 0.0) & (reading.usage[..., MEMORY] >= NEAR_LIMIT * limit)
         whole = quiet[..., CPU] | quiet[..., MEMORY] | near
         reserved[..., MEMORY] |= aged | self._aged
         reserved[..., IO] |= quiet[..., IO]

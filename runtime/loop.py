@@ -104,8 +104,10 @@ class Counts:
     """Of those that the policy decided: by its answer to an earlier tick."""
     faults: dict[str, int] = field(default_factory=dict)
     """Ticks without an answer of the policy to them, by what was wrong; see policies/ask.py."""
+    guarded: int = 0
+    """Ticks in which the guard changed the policy's answer."""
     raised: int = 0
-    """Ticks in which the guard changed the policy's answer because it lay beyond the trust region."""
+    """Those of them in which it did because the answer lay beyond the trust region."""
     writes: int = 0
     deferred: int = 0
     """Writes that did not fit into their tick's budget, or found a lock held."""
@@ -297,6 +299,7 @@ class ControlLoop:
         counts.by_fallback += not decision.by_policy
         counts.by_earlier += decision.age > 0
         counts.raised += decision.raised > 0
+        counts.guarded += decision.by_policy and self.mind.guard.changed > 0
         self._safeguards(decision)
         waiting = [failure.index for failure in receipt.failures if failure.deferred]
         counts.writes += receipt.done - len(waiting)

@@ -284,6 +284,7 @@ def summarise(hal: Hal, loop: ControlLoop, policy: str) -> dict[str, Any]:
         "decided_by_policy_pct": round(100.0 * counts.by_policy / decided, 3),
         "decided_late": counts.by_earlier,
         "policy_faults": dict(counts.faults),
+        "guarded_ticks": counts.guarded,
         "raised_ticks": counts.raised,
         "policy_benches": loop.mind.standing.benches - loop.benches_before,
         "slo_violation_pct": round(float(slo), 4),

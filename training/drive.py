@@ -19,7 +19,7 @@ from foreshare.envs.simulator.scenario import Scenario
 from foreshare.envs.world import HalWorld, SimulatedWorld
 from foreshare.policies.decide import UNHURRIED, Decision, Mind
 from foreshare.policies.errors import InputError
-from foreshare.policies.host import FloatArray, Host, R
+from foreshare.policies.host import CACHE, FloatArray, Host, R
 from foreshare.policies.learned.source import is_learned
 from foreshare.policies.registry import POLICIES, make_mind
 
@@ -86,6 +86,8 @@ class Recording:
         self.granted: FloatArray = np.zeros((*size, R))
         """Units commanded before the tick; that the hardware takes its time is not the policy's doing."""
         self.demand: FloatArray = np.zeros((*size, R))
+        """What the arrivals of the tick would use if nothing limited the VM: less than the simulator's ``demand`` where
+        it holds more ways than it needs, and so misses less."""
         self.decision_us: FloatArray = np.zeros(ticks)
         """Of one host behind a HAL; zeros where hosts run together."""
         self.fallbacks = self.t = 0
@@ -95,7 +97,10 @@ class Recording:
         """Copy the tick just done, before anything is decided about it."""
         s, t = simulator, self.t
         self.arrivals[t], self.backlog[t], self.mix[t] = s.arrivals, s.backlog, s.workloads.mix
-        self.granted[t], self.demand[t], self.threads[t] = s.commanded, s.demand, s.threads
+        self.granted[t], self.threads[t] = s.commanded, s.threads
+        np.multiply(s.arrivals[..., None], s.need, out=self.demand[t])
+        np.minimum(self.demand[t], s.demand, out=self.demand[t])
+        self.demand[t, ..., CACHE] = s.demand[..., CACHE]
         self.simulator = s
 
     def decided(self, mind: Mind, decision: Decision) -> None:

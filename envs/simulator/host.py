@@ -140,8 +140,7 @@ class Simulator:
         """(H, N, R) units in use in the newest tick."""
         self.demand: FloatArray = np.zeros((*size, R))
         """(H, N, R) units that the arrivals of the newest tick would use if nothing limited the VM: CPU and memory as
-        with the ways in the cache column, with which more ways would hardly help, or with those it has where these are
-        more; nothing for the backlog."""
+        with the ways in the cache column, with which more ways would hardly help; nothing for the backlog."""
         self._liars = bool((m.inflate > 1.0).any())
         self._thread_ticks = 1.0 / scenario.host.units_per_cpu
         self._access: FloatArray = np.ones(size)
@@ -362,7 +361,6 @@ class Simulator:
         best = self._need_best * self.workloads.mix
         if self._smt:
             best[..., Resource.CPU] *= self._relief
-        np.minimum(best, self.need, out=best)
         asked = np.minimum(self.arrivals, self.threads / best[..., Resource.CPU])
         np.multiply(asked[..., None], best, out=self.demand)
         self.demand[..., Resource.CACHE] = m.need_ways * (asked > 0.0)

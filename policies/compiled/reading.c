@@ -59,7 +59,7 @@ void keep_back(const tables_t *t, const trust_t *k, const bool *present, const d
         for (int r = 0; r < R; r++)
             quiet[r] = s->quiet[first + r] < 0 ||
                        (runs && s->quiet[first + r] > 0 && s->quiet[first + r] < k->lost_ticks);
-        bool old = quality[mem] & STALE, near = old && usage[mem] >= k->near_limit * limit[mem];
+        bool old = quality[mem] & STALE, near = old && limit[mem] > 0.0 && usage[mem] >= k->near_limit * limit[mem];
         bool whole = quiet[CPU] || quiet[MEMORY] || near, before = aged[i];
         aged[i] = old;
         if (!present[i]) continue;

@@ -134,7 +134,6 @@ static void serve_host(const model_t *m, const host_t *h, int64_t n, zone_t *zon
         }
         used[CACHE] = served > 0.0 ? smaller(h->ways[i], m->fill_ways[i]) : 0.0;
         if (m->siblings) best[CPU] *= h->relief[i];
-        for (int r = 0; r < R; r++) best[r] = smaller(best[r], need[r]);
         double asked = smaller(a, m->threads[i] / best[CPU]);
         for (int r = 0; r < R; r++) demand[r] = asked * best[r];
         demand[CACHE] = asked > 0.0 ? m->need_ways[i] : 0.0;
