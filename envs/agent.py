@@ -79,11 +79,16 @@ class Agent:
         return self._observe()
 
     def step(self, action: npt.NDArray[np.floating]) -> tuple[Parts, FloatArray, Terms]:
-        """Correct, decide, apply, let a tick pass. ``action``: (H, M, 1 + R). Return observation, reward, terms."""
+        """Correct, decide, apply, let a tick pass. ``action``: (H, M, 1 + R). Return observation, reward, terms.
+
+        Raises InputError where the correction could not be decided by, so that nobody learns from the fallback's work.
+        """
         world = self.world
         correction = LIMIT * np.clip(action[:, : len(world.mind.host)], -1.0, 1.0)
         self._policy.action = correction if world.mind.host.batch else correction[0]
         self.decision = world.act()
+        if self.decision.fault_kind:
+            raise InputError(f"a correction that cannot be decided by: {self.decision.fault}")
         world.sense()
         moves = world.moves / max(R * len(world.mind.host), 1)
         terms = Terms(late=np.vecdot(world.late(), self._weight), moves=moves)

@@ -33,7 +33,8 @@ class Corrected:
     def __init__(self, base: Triage) -> None:
         self.base = base
         self.action: npt.NDArray[np.floating] | None = None
-        """(N, ACTIONS), in a batch (H, N, ACTIONS), or None for no correction; what is no number corrects nothing."""
+        """(N, ACTIONS), in a batch (H, N, ACTIONS), or what can be broadcast to that; None: no correction. What is no
+        number corrects nothing."""
         self._asked = Request.empty(0)
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
@@ -51,7 +52,7 @@ class Corrected:
             return None
         asked = self._asked
         asked.usage, asked.backlog, asked.delay_ticks = request.usage, request.backlog, request.delay_ticks
-        action = np.ascontiguousarray(self.action, np.float32)
+        action = np.ascontiguousarray(np.broadcast_to(self.action, (*host.shape[:-1], ACTIONS)), np.float32)
         if kernel.compiled is not None:
             if asked.ask.shape != host.shape:
                 asked.ask, asked.need = np.empty(host.shape), np.empty(host.shape)
