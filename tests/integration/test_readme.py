@@ -30,8 +30,8 @@ COMMANDS = [
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 OURS = [c for c in COMMANDS if c not in MAKE]
 NEEDS_CGROUPS = ("host.toml", "--hal linux")
-FORECAST = [c for c in OURS if "foreshare forecast" in c or "--out simulated" in c]
-"""The first records what the others read."""
+FORECAST = [c for c in OURS if "foreshare forecast" in c or "--out simulated" in c or "--forecast" in c]
+"""The first records what the others read, the last forecasts with what was fitted."""
 DELIVERY = [c for c in OURS if re.search(r"foreshare (keys|models|pull)\b|\bcandidate\b", c)]
 """A network's way to a host, each step of which needs the one before."""
 ANYWHERE = [
@@ -84,7 +84,7 @@ def test_the_ten_line_configuration_has_ten_lines() -> None:
 
 
 def test_forecasting_in_its_order(folder: Path) -> None:
-    assert len(FORECAST) == 3
+    assert len(FORECAST) == 4
     for command in FORECAST:
         done = run(command, folder)
         assert done.returncode == 0, f"{command}: {done.stderr}"
