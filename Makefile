@@ -33,7 +33,7 @@ test-lab soak-lab: $(VENV)/.dev
 	for file in $(LAB); do for vendor in intel amd; do \
 	  for attempt in 1 2 3; do \
 	    echo "$$vendor $$file"; \
-	    tests/lab/run --vendor $$vendor --seconds 1800 -- $(BIN)/python -m pytest -p no:cacheprovider --no-header -q --durations 3 $$file; \
+	    tests/lab/run --vendor $$vendor --seconds 900 -- $(BIN)/python -m pytest -p no:cacheprovider --no-header -q --durations 3 $$file; \
 	    status=$$?; [ $$status = 125 ] || break; \
 	  done; [ $$status = 0 ] || exit 1; \
 	done; done

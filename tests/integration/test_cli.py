@@ -356,10 +356,13 @@ def test_a_run_that_is_cut_short_is_compared_over_what_there_was() -> None:
         env=ENVIRONMENT,
     )  # fmt: skip
     assert run.stdout is not None
-    run.stdout.readline()
-    time.sleep(0.1)
-    run.send_signal(signal.SIGINT)
-    out, err = run.communicate(timeout=60)
+    try:
+        run.stdout.readline()
+        time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        out, err = run.communicate(timeout=60)
+    finally:
+        run.kill()  # it would go on for days
     assert run.returncode == 0 and err == ""
     assert "static" in out and "triage" in out
 
