@@ -22,6 +22,7 @@ from foreshare.policies.host import CACHE, CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 from foreshare.runtime.cli import main
 from foreshare.training.learning.config import (
+    GROUPS,
     EsConfig,
     Layers,
     Learner,
@@ -39,7 +40,7 @@ from foreshare.training.learning.config import (
 )
 from foreshare.training.learning.judge import Judge, play_here
 from foreshare.training.learning.members import Match, Members, late_of_members
-from foreshare.training.learning.scenes import GROUPS, HURRY, blinded, hurrying, normalised, scenes
+from foreshare.training.learning.scenes import HURRY, blinded, hurrying, normalised, scenes
 from foreshare.training.learning.state import load
 from foreshare.training.learning.train import TrainOptions, train
 
@@ -467,7 +468,7 @@ def test_a_blinded_network_answers_alike_whatever_it_does_not_see() -> None:
     names = [feature.name for feature in VM_FEATURES]
     rng = np.random.default_rng(5)
     for group in GROUPS:
-        net = hurrying(blinded(network(), group))
+        net = hurrying(blinded(network(), [group]))
         vms = rng.normal(size=(1, 4, len(names))).astype(np.float32)
         host = rng.normal(size=(1, len(net.arrays["host_mean"]))).astype(np.float32)
         there, unseen = np.ones((1, 4), np.float32), net.arrays["vm_scale"] == 0.0
@@ -476,7 +477,7 @@ def test_a_blinded_network_answers_alike_whatever_it_does_not_see() -> None:
         assert unseen.sum() >= 5 and np.array_equal(net.forward(other, there, host), before)
         assert not np.array_equal(net.forward(vms + (~unseen), there, host), before)
     with pytest.raises(InputError, match="no group of features 'magic': there are forecast, backlog, reservations"):
-        blinded(network(), "forecast,magic")
+        NetworkConfig(without="forecast, magic")
 
 
 def test_inputs_are_normalised() -> None:

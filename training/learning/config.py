@@ -19,6 +19,13 @@ from foreshare.policies.learned import Widths
 _FOLDER = Path(__file__).parents[1] / "configs"
 MOST_STEPS = 10**12
 DEADLINE = "deadline"
+GROUPS = {
+    "forecast": ("ask_", "need_", "load_", "trend", "fits", "served", "short", "asked_", "needed_"),
+    "backlog": ("backlog_", "delay", "slack", "due_", "rate", "overdue", "hidden", "seen_rate", "short_rate",
+                "pressed_", "mean_delay"),
+    "reservations": ("reservation_", "over"),
+}  # fmt: skip
+"""What an ablation takes away: names of features, or what those for each resource begin with."""
 
 
 class Learner(IntEnum):
@@ -96,7 +103,18 @@ class NetworkConfig:
     context: int = number(0, 1024, default=16)
     head: int = number(0, 1024, default=24)
     without: str = ""
-    """Ablation: groups of features that it is blind to, with commas: forecast, backlog, reservations (scenes.py)."""
+    """Ablation: groups of features that it is blind to, with commas: forecast, backlog, reservations (GROUPS)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a group that does not exist."""
+        for name in self.hidden:
+            if name not in GROUPS:
+                raise InputError(f"no group of features {name!r}: there are {', '.join(GROUPS)}")
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """Return the groups that ``without`` names."""
+        return tuple(name.strip() for name in self.without.split(",") if name.strip())
 
     @property
     def widths(self) -> Widths:

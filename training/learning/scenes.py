@@ -24,7 +24,7 @@ from foreshare.policies.features import HOST_FEATURES, VM_FEATURES
 from foreshare.policies.host import CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 
-from .config import ScenesConfig
+from .config import GROUPS, ScenesConfig
 
 SCENES_STREAM = 0x5CE
 """Sets these draws apart from every other use of the same seed."""
@@ -36,13 +36,6 @@ HURRY = 0.25
 """See :func:`hurrying`."""
 LEAST_SPREAD = 1e-3
 """A feature that moves less than this is not scaled up."""
-GROUPS = {
-    "forecast": ("ask_", "need_", "load_", "trend", "fits", "served", "short", "asked_", "needed_"),
-    "backlog": ("backlog_", "delay", "slack", "due_", "rate", "overdue", "hidden", "seen_rate", "short_rate",
-                "pressed_", "mean_delay"),
-    "reservations": ("reservation_", "over"),
-}  # fmt: skip
-"""What an ablation takes away: names of features, or what those for each resource begin with."""
 
 
 def scenes(config: ScenesConfig, count: int, seed: int) -> list[Scenario]:
@@ -116,16 +109,9 @@ def normalised(network: Network, config: ScenesConfig, base: str, seed: int, cou
     return network.with_normalisation(**arrays)
 
 
-def blinded(network: Network, groups: str) -> Network:
-    """Return ``network`` blind to the named groups of GROUPS (with commas): their scale is 0, whatever the weights.
-
-    Raises InputError for a group that does not exist.
-    """
-    names = [name for name in groups.split(",") if name]
-    for name in names:
-        if name not in GROUPS:
-            raise InputError(f"no group of features {name!r}: there are {', '.join(GROUPS)}")
-    hidden = {part for name in names for part in GROUPS[name]}
+def blinded(network: Network, groups: Sequence[str]) -> Network:
+    """Return ``network`` blind to the named groups of config.GROUPS: their scale is 0, whatever the weights."""
+    hidden = {part for name in groups for part in GROUPS[name]}
     scales = {}
     for kind, features in (("vm", VM_FEATURES), ("host", HOST_FEATURES)):
         seen = [f.name not in hidden and f.name.rpartition("_")[0] + "_" not in hidden for f in features]

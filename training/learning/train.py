@@ -73,11 +73,12 @@ class TrainOptions:
 
 def starting_network(config: TrainConfig, seed: int) -> Network:
     """Return the network that a training begins with: a file's, or one that corrects nothing, inputs normalised."""
-    if config.init not in ("", DEADLINE):
-        return Network.load(config.init)
-    fresh = Network.random(seed, config.network.widths, gain=0.0)
-    found = normalised(fresh, config.scenes, config.base, sequence_seed(seed, STATISTICS))
-    found = blinded(found, config.network.without)
+    if config.init in ("", DEADLINE):
+        fresh = Network.random(seed, config.network.widths, gain=0.0)
+        found = normalised(fresh, config.scenes, config.base, sequence_seed(seed, STATISTICS))
+    else:
+        found = Network.load(config.init)
+    found = blinded(found, config.network.hidden)
     return hurrying(found) if config.init == DEADLINE else found
 
 
