@@ -43,6 +43,13 @@ def test_one_that_misbehaves_is_told_of(policy: str, fault: str) -> None:
     assert set(said["policy_faults"]) <= {*FAULTS, *ABSENCES}
 
 
+def test_what_the_guard_changes_is_counted() -> None:
+    said = run("misbehaving:Miser")
+    assert said["ticks"] >= said["guarded_ticks"] >= said["raised_ticks"] > 60
+    assert run("misbehaving:Miser", "--trust-radius", "1")["raised_ticks"] == 0
+    assert run("triage")["guarded_ticks"] == 0
+
+
 def test_the_events_say_when_and_why() -> None:
     session = Session(choice=HalChoice(vms=4), policy="misbehaving:raises", ticks=60)
     events = session.run().log.events
