@@ -17,7 +17,7 @@ import pytest
 
 from foreshare.policies.allocators.corrected import ACTIONS, LIMIT
 from foreshare.policies.errors import InputError
-from foreshare.policies.features import VM_FEATURES
+from foreshare.policies.features import VM_FEATURES, F
 from foreshare.policies.host import CACHE, CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 from foreshare.runtime.cli import main
@@ -38,6 +38,7 @@ from foreshare.training.learning.config import (
     from_values,
     load_config,
 )
+from foreshare.training.learning.directions import direct_basis, whitening
 from foreshare.training.learning.judge import Judge, play_here
 from foreshare.training.learning.members import Match, Members, late_of_members
 from foreshare.training.learning.scenes import HURRY, blinded, hurrying, normalised, scenes
@@ -310,6 +311,38 @@ def test_the_strategy_climbs(shaping: Shaping, layers: Layers) -> None:
     assert set(moved) == set(LAYERS[layers])
 
 
+def test_steps_along_whitened_directions_change_corrections_alike() -> None:
+    rng = np.random.default_rng(3)
+    mixing = rng.normal(size=(F, F)) * np.geomspace(10.0, 1.0, F)[:, None]
+    white = whitening(mixing @ mixing.T, 0.25)
+    basis = direct_basis(network(gain=0.0), tied=True, white=white)
+    assert basis.shape == (2 * (F + 1), (F + 1) * ACTIONS)
+    weights = basis[:, : F * ACTIONS].reshape(-1, F, ACTIONS)
+    assert not weights[..., 1 + CACHE].any() and (weights[..., 1 + CPU] == weights[..., 1 + IO]).all()
+    spread = np.linalg.norm(mixing.T @ weights[:F, :, 0].T, axis=0)  # of the standing's correction, a step along each
+    plain = np.linalg.norm(mixing.T, axis=0)
+    assert spread.max() <= 1.0 + 1e-9 and spread.max() / spread.min() < 0.2 * plain.max() / plain.min()
+    np.testing.assert_allclose(white @ (mixing @ mixing.T + 0.25 * np.eye(F)) @ white, np.eye(F), atol=1e-8)
+
+
+def test_what_is_learnt_is_the_running_mean() -> None:
+    from foreshare.training.learning.es import EvolutionStrategy
+
+    def play(matches: Any, members: Members) -> Any:
+        return [np.concatenate([[10.0], 10.0 + members._arrays["out_b"][:, 0]])]
+
+    how = replace(ES.es, layers=Layers.TIED, scenarios=1, whiten=0.5)
+    learner = EvolutionStrategy(replace(ES, es=replace(how, average=0.25)), network(gain=0.0), 0, play)
+    newest = EvolutionStrategy(replace(ES, es=how), network(gain=0.0), 0, play)
+    expected = 0.0
+    for _ in range(3):
+        learner.iterate(), newest.iterate()
+        expected += 0.25 * (float(newest.network.arrays["out_b"][0]) - expected)
+    assert learner.network.arrays["out_b"][0] == pytest.approx(expected, abs=1e-7) != 0.0
+    with pytest.raises(InputError, match=r"es\.whiten is for layers linear and tied, not all"):
+        replace(how, layers=Layers.ALL)
+
+
 # A whole training
 
 
@@ -364,6 +397,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_learning import ES
 from dataclasses import replace
+from foreshare.training.learning.directions import direct_basis, whitening
 from foreshare.training.learning.judge import play_here
 from foreshare.training.learning.train import TrainOptions, train
 options = TrainOptions(name="es", config=replace(ES, steps=10**9), seed=1, folder=Path(sys.argv[1]), address="")

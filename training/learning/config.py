@@ -167,6 +167,16 @@ class EsConfig:
     """Share of the weights that is lost each generation."""
     layers: Layers = Layers.LINEAR
     shaping: Shaping = Shaping.NORMAL
+    whiten: float = number(0.0, 1e6, default=0.0)
+    """0: weights move input by input; else along whitened inputs (directions.py), and this is what is added to the
+    variances of inputs that are normalised to one. For the layers LINEAR and TIED."""
+    average: float = number(1e-3, 1.0, default=1.0)
+    """How fast the running mean of the weights, which is what is learnt, follows them; 1: it is the newest."""
+
+    def __post_init__(self) -> None:
+        """Refuse whitened directions for layers that see no inputs."""
+        if self.whiten and self.layers not in (Layers.LINEAR, Layers.TIED):
+            raise InputError(f"es.whiten is for layers linear and tied, not {self.layers.name.lower()}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

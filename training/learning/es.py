@@ -6,8 +6,10 @@ all of a generation meet the same scenarios with the same seeds. A member's fitn
 
 ``g = sum_k (f_k+ - f_k-) eps_k / (2 K sigma)``
 
-Nothing is remembered but weights and Adam's two moments, and every draw follows from seed and generation: a training
-that was killed goes on as if it had not been.
+What comes out is a running mean of the weights (Polyak, Juditsky, SIAM J. Control and Optimization 30(4), 1992): each
+generation meets other hosts, and its step has more of their noise than of what holds for all. Nothing is remembered but
+weights, their mean and Adam's two moments, and every draw follows from seed and generation: a training that was killed
+goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -17,16 +19,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.policies.host import CPU, IO, MEMORY
 from foreshare.policies.learned import Network
 
 from .config import Layers, Shaping, TrainConfig
+from .directions import direct_basis, whitening
 from .judge import Play, play_on_ray
 from .members import Match, Members, relative
-from .scenes import EPISODES, SCENES, scenes, sequence_seed
+from .scenes import EPISODES, SCENES, STATISTICS, observed, scenes, sequence_seed
 
-TIED_COLUMNS = ((0,), (1 + CPU, 1 + MEMORY, 1 + IO))
-"""Of an action: what moves together where layers are tied; the correction of ways stays as it is."""
 LAYERS = {
     Layers.TIED: ("lin_w", "out_b"),
     Layers.LINEAR: ("lin_w", "out_b"),
@@ -46,17 +46,18 @@ class EvolutionStrategy:
         self._config, self._seed, self._play = config, seed, play
         self._network = network
         self._names = LAYERS[config.es.layers]
-        self._basis = _basis(network, self._names, tied=config.es.layers is Layers.TIED)
+        self._basis = _basis(config, network, seed)
         start = np.concatenate([network.arrays[name].ravel() for name in self._names]).astype(np.float64)
         self._start = start
         self._theta = np.zeros(len(self._basis)) if self._basis is not None else start
         self._first, self._second = np.zeros_like(self._theta), np.zeros_like(self._theta)
+        self._mean = self._theta.copy()
         self.iteration = 0
 
     @property
     def network(self) -> Network:
-        """The network as it is now."""
-        changed = {name: value[0] for name, value in self._split(self._theta[None]).items()}
+        """The network with the mean of the weights so far."""
+        changed = {name: value[0] for name, value in self._split(self._mean[None]).items()}
         return Network({**self._network.arrays, **changed})
 
     def iterate(self) -> dict[str, float]:
@@ -78,6 +79,7 @@ class EvolutionStrategy:
         gradient = (fitness[: e.pairs] - fitness[e.pairs :]) @ noise / (2.0 * e.pairs)
         step = self._adam(gradient)
         self._theta = self._theta * (1.0 - e.decay) + e.rate * step
+        self._mean = self._mean + e.average * (self._theta - self._mean)
         self.iteration += 1
         count = members.count + 1
         return {
@@ -89,13 +91,14 @@ class EvolutionStrategy:
 
     def state(self) -> Arrays:
         """Return everything that the next iteration depends on."""
-        return {"theta": self._theta, "start": self._start, "first": self._first, "second": self._second,
-                "iteration": np.array(self.iteration), **_named("net.", self._network)}  # fmt: skip
+        return {"theta": self._theta, "mean": self._mean, "start": self._start, "first": self._first,
+                "second": self._second, "iteration": np.array(self.iteration),
+                **_named("net.", self._network)}  # fmt: skip
 
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""
         self._network = Network({name.removeprefix("net."): a for name, a in state.items() if name.startswith("net.")})
-        self._theta, self._start = state["theta"], state["start"]
+        self._theta, self._mean, self._start = state["theta"], state["mean"], state["start"]
         self._first, self._second = state["first"], state["second"]
         self.iteration = int(state["iteration"])
 
@@ -121,22 +124,14 @@ class EvolutionStrategy:
         return np.asarray(mean / (np.sqrt(square) + EPSILON))
 
 
-def _basis(network: Network, names: tuple[str, ...], *, tied: bool) -> npt.NDArray[np.float64] | None:
-    """Return (D, weights) the directions in which tied weights move, or None where each moves alone."""
-    if not tied:
-        return None
-    rows = []
-    sizes = [network.arrays[name].size for name in names]
-    for k, name in enumerate(names):
-        shape = network.arrays[name].shape
-        for columns in TIED_COLUMNS:
-            for i in range(shape[0] if len(shape) == 2 else 1):
-                block = np.zeros(shape)
-                block[(i, list(columns)) if len(shape) == 2 else list(columns)] = 1.0
-                row = np.zeros(sum(sizes))
-                row[sum(sizes[:k]) : sum(sizes[: k + 1])] = block.ravel()
-                rows.append(row)
-    return np.array(rows)
+def _basis(config: TrainConfig, network: Network, seed: int) -> npt.NDArray[np.float64] | None:
+    """Return (D, weights) the directions in which the direct layer moves, or None where each weight moves alone."""
+    e, tied = config.es, config.es.layers is Layers.TIED
+    if not e.whiten:
+        return direct_basis(network, tied=True) if tied else None
+    vms = observed(config.scenes, config.base, sequence_seed(seed, STATISTICS))[0]
+    scale = network.arrays["vm_scale"].astype(np.float64)
+    return direct_basis(network, tied=tied, white=whitening(vms.covariance * np.outer(scale, scale), e.whiten))
 
 
 def _named(prefix: str, network: Network) -> Arrays:

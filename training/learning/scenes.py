@@ -8,7 +8,7 @@ telemetry faults) at any load; suite hosts keep their hardware, and have their l
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -21,7 +21,7 @@ from foreshare.envs.world import SimulatedWorld
 from foreshare.policies.allocators.corrected import ACTIONS, LIMIT
 from foreshare.policies.errors import InputError
 from foreshare.policies.features import HOST_FEATURES, VM_FEATURES
-from foreshare.policies.host import CPU, IO, MEMORY
+from foreshare.policies.host import CPU, IO, MEMORY, FloatArray
 from foreshare.policies.learned import Network
 
 from .config import GROUPS, ScenesConfig
@@ -84,9 +84,22 @@ def open_agents(
     return Agent(world, max(max_vms, len(world.mind.host)))
 
 
-def normalised(network: Network, config: ScenesConfig, base: str, seed: int, count: int = 12) -> Network:
-    """Return ``network`` with the normalisation that its inputs have on ``count`` scenes while nothing is corrected."""
-    sums = [(np.zeros(1), np.zeros(1), 0.0) for _ in range(2)]
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Of a set of features: mean (F,) and covariance (F, F)."""
+
+    mean: FloatArray
+    covariance: FloatArray
+
+    @property
+    def spread(self) -> FloatArray:
+        """(F,) standard deviations."""
+        return np.asarray(np.sqrt(np.maximum(np.diag(self.covariance), 0.0)))
+
+
+def observed(config: ScenesConfig, base: str, seed: int, count: int = 12) -> tuple[Moments, Moments]:
+    """Return the moments of the VM features and of the host features on ``count`` scenes while nothing is corrected."""
+    sums = [(np.zeros(1), np.zeros((1, 1)), 0.0) for _ in range(2)]
     for i, scenario in enumerate(scenes(config, count, seed)):
         agent = open_agents(scenario, seed, 1, base, first_host=i)
         parts = agent.begin()
@@ -96,13 +109,19 @@ def normalised(network: Network, config: ScenesConfig, base: str, seed: int, cou
                 there = parts["vms"][parts["mask"] > 0].astype(np.float64)
                 for k, rows in enumerate((there, parts["host"].astype(np.float64))):
                     one, two, n = sums[k]
-                    sums[k] = (one + rows.sum(axis=0), two + np.square(rows).sum(axis=0), n + len(rows))
+                    sums[k] = (one + rows.sum(axis=0), two + rows.T @ rows, n + len(rows))
             parts = agent.step(nothing)[0]
+    vms, host = (Moments(one / max(n, 1.0), two / max(n, 1.0) - np.outer(one, one) / max(n, 1.0) ** 2)
+                 for one, two, n in sums)  # fmt: skip
+    return vms, host
+
+
+def normalised(network: Network, config: ScenesConfig, base: str, seed: int, count: int = 12) -> Network:
+    """Return ``network`` with the normalisation that its inputs have on ``count`` scenes while nothing is corrected."""
     arrays = {}
-    for name, (one, two, n) in zip(("vm", "host"), sums, strict=True):
-        mean = one / max(n, 1.0)
-        spread = np.sqrt(np.maximum(two / max(n, 1.0) - mean * mean, 0.0))
-        arrays[f"{name}_mean"] = mean.astype(np.float32)
+    for name, moments in zip(("vm", "host"), observed(config, base, seed, count), strict=True):
+        spread = moments.spread
+        arrays[f"{name}_mean"] = moments.mean.astype(np.float32)
         arrays[f"{name}_scale"] = np.where(spread > LEAST_SPREAD, 1.0 / np.maximum(spread, LEAST_SPREAD), 1.0).astype(
             np.float32
         )
