@@ -6,8 +6,8 @@ smaller steps (random search: Bergstra, Bengio, JMLR 13, 2012; the second half: 
 Research 6(1), 1981). Candidates **race**: scenarios are met in one shuffled order, some at a time, and who is clearly
 behind the best so far on those met by both is given up (Maron, Moore, NIPS 6, 1993), so that the budget goes to the
 good ones. A learned policy's knobs are those of what it corrects: candidate 0 is what they are now, and all of the
-budget moves about the best so far, for the network was learnt on what they make of readings. A step is one tick of one
-VM. The seeds used are SeedSequence children of ``seed`` and are kept in the result: report on others.
+budget moves about the best so far, for the network was learnt on what they make of readings. A step is one tick of one VM. The seeds used are SeedSequence children of ``seed`` and are kept in the
+result: report on others.
 """
 
 from __future__ import annotations
