@@ -60,7 +60,6 @@ KNOBS: dict[str, tuple[type[Any], Callable[[Any], Parts]]] = {
     "forecast": (EwmaKnobs, _ewma(WaterFilling)),
     "backlog": (BacklogKnobs, _backlog),
     "triage": (TriageKnobs, _triage),
-    "triage-base": (TriageKnobs, _triage),
     "parties": (PartiesKnobs, lambda knobs: (BacklogForecaster, partial(Parties, knobs))),
     "heracles": (HeraclesKnobs, lambda knobs: (BacklogForecaster, partial(Heracles, knobs))),
     "smartharvest": (SmartHarvestKnobs, lambda knobs: (BacklogForecaster, partial(SmartHarvest, knobs))),
@@ -100,7 +99,6 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
     "forecast": _parts("forecast", "water-filling on an EWMA forecast"),
     "backlog": _parts("backlog", "water-filling of demand and of the backlog to be cleared in time"),
     "triage": _parts("triage", "serves whole whom it helps most where not everybody can be, water-fills the rest"),
-    "triage-base": _parts("triage-base", "triage with the knobs that learned policies correct; by itself no better"),
     "triage-usage": (
         _parts("forecast", "")[0],
         lambda: Triage(tuned_knobs("triage")),
@@ -117,9 +115,8 @@ POLICIES: dict[str, tuple[Callable[[Host], Forecaster], Callable[[], Allocator],
     "bayesian": _parts("bayesian", "Bayesian optimisation over whole partitions (CLITE-like)"),
 }
 DEFAULT = "triage"
-LEARNED_BASE = "triage-base"
-"""What learned policies correct. Its knobs are tuned beneath a network (``tune-baseline champion``): those that serve
-best without one leave less to correct."""
+LEARNED_BASE = "triage"
+"""What learned policies correct."""
 
 
 def is_plug_in(name: str) -> bool:
@@ -131,11 +128,13 @@ def is_plug_in(name: str) -> bool:
 def make_mind(name: str, host: Host, options: DecideOptions | None = None, *, knobs: Any = None) -> Mind:
     """Return a mind that decides by the named policy, with its tuned knobs unless others are given.
 
-    A learned policy is named as learned/source.py says; its knobs are those of what it corrects. Raises InputError for
-    a name that does not exist, or knobs that are not this policy's.
+    A learned policy is named as learned/source.py says. Raises InputError for a name that does not exist, or knobs that
+    are not this policy's.
     """
     if name not in POLICIES and is_learned(name):
-        return learned_mind(read_network(name), make_mind(LEARNED_BASE, host, options, knobs=knobs), options, name)
+        if knobs is not None:
+            raise InputError(f"policy {name!r} is learned: it has no knobs")
+        return learned_mind(read_network(name), make_mind(LEARNED_BASE, host, options), options, name)
     if name not in POLICIES:
         raise InputError(f"no policy named {name!r}; there are {', '.join(POLICIES)}, champion, or a bundle's folder")
     forecaster, allocator, _ = POLICIES[name]

@@ -5,8 +5,7 @@ defaults. The first half of the budget draws over the whole ranges, the second m
 smaller steps (random search: Bergstra, Bengio, JMLR 13, 2012; the second half: Solis, Wets, Mathematics of Operations
 Research 6(1), 1981). Candidates **race**: scenarios are met in one shuffled order, some at a time, and who is clearly
 behind the best so far on those met by both is given up (Maron, Moore, NIPS 6, 1993), so that the budget goes to the
-good ones. A learned policy's knobs are those of what it corrects: candidate 0 is what they are now, and all of the
-budget moves about the best so far, for the network was learnt on what they make of readings. A step is one tick of one VM. The seeds used are SeedSequence children of ``seed`` and are kept in the
+good ones. A step is one tick of one VM. The seeds used are SeedSequence children of ``seed`` and are kept in the
 result: report on others.
 """
 
@@ -25,8 +24,7 @@ from foreshare.envs.simulator.scenario import Scenario
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import FloatArray, IntArray
 from foreshare.policies.knobs import draw, perturb
-from foreshare.policies.learned.source import is_learned
-from foreshare.policies.registry import KNOBS, LEARNED_BASE, POLICIES, tuned_knobs
+from foreshare.policies.registry import KNOBS
 
 from .drive import violations
 
@@ -97,11 +95,11 @@ def tune(
     of scenarios.
     """
     o = options or TuneOptions()
-    whose = knobs_owner(policy)
+    if policy not in KNOBS:
+        raise InputError(f"policy {policy!r} has no knobs; {', '.join(KNOBS)} have")
     if not scenarios or o.rollouts < 1:
         raise InputError("nothing to tune on: at least one scenario and one rollout")
-    kind = KNOBS[whose][0]
-    first, drawn_share = (kind(), 0.5) if whose == policy else (tuned_knobs(whose), 0.0)
+    kind = KNOBS[policy][0]
     search, streams, shuffle = np.random.SeedSequence(o.seed).spawn(3)
     rng = np.random.default_rng(search)
     seeds = tuple(int(s.generate_state(1)[0]) for s in streams.spawn(o.rollouts))
@@ -124,12 +122,11 @@ def tune(
     while best is None or spent < o.steps:
         done = spent / max(o.steps, 1)
         if best is None:
-            knobs = first
-        elif done < drawn_share:
+            knobs = kind()
+        elif done < 0.5:
             knobs = draw(kind, rng)
         else:
-            moved = (done - drawn_share) / (1.0 - drawn_share)
-            knobs = perturb(best.knobs, rng, STEP_SHARE + (LAST_STEP_SHARE - STEP_SHARE) * moved)
+            knobs = perturb(best.knobs, rng, STEP_SHARE + (LAST_STEP_SHARE - STEP_SHARE) * (2.0 * done - 1.0))
         v = np.full(len(scenarios), np.nan)
         relative = v.copy()
         for heat, found in race(knobs):
@@ -154,15 +151,6 @@ def tune(
         if progress is not None:
             progress(spent, trial)
     return Tuned(policy=policy, best=best.knobs, trials=tuple(trials), steps=spent, seeds=seeds)
-
-
-def knobs_owner(policy: str) -> str:
-    """Return whose knobs are searched: the policy's, or of what a learned one corrects. Raises InputError for none."""
-    if policy in KNOBS:
-        return policy
-    if policy not in POLICIES and is_learned(policy):
-        return LEARNED_BASE
-    raise InputError(f"policy {policy!r} has no knobs; {', '.join(KNOBS)} have, and what is learned on {LEARNED_BASE}")
 
 
 def _mean_violation(task: tuple[Scenario, str, tuple[int, ...], int, int, Any]) -> float:

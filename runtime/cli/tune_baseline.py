@@ -9,19 +9,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from foreshare.policies.registry import KNOBS, LEARNED_BASE
+from foreshare.policies.registry import KNOBS
 
 from .values import cpus, whole, writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "policy", metavar="POLICY",
-        help=f"one of {', '.join(sorted(KNOBS))}, or a learned policy (champion, or a path): tunes what it corrects,"
-        f" {LEARNED_BASE}, beneath it",
-    )  # fmt: skip
-    parser.add_argument("--suite", default="train", metavar="S[,S...]", help="tune on these (default train)")
+    parser.add_argument("policy", choices=sorted(KNOBS), metavar="POLICY", help=f"one of {', '.join(sorted(KNOBS))}")
+    parser.add_argument("--suite", default="train", metavar="S", help="tune on these (default train)")
     parser.add_argument(
         "--steps", type=whole(1, 10**12), default=2_000_000, metavar="N",
         help="simulator steps (ticks of one VM) to spend (default 2000000)",
@@ -40,16 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(args: argparse.Namespace) -> int:
     """Run the verb."""
-    from foreshare.envs.simulator.suites import content_hash, load_suite, suite_hash
+    from foreshare.envs.simulator.suites import load_suite, suite_hash
     from foreshare.training.processes import process_pool
-    from foreshare.training.tune_baseline import Trial, TuneOptions, knobs_owner, tune, write_tuned
+    from foreshare.training.tune_baseline import Trial, TuneOptions, tune, write_tuned
 
     if args.write is not None:
         writable("--write", args.write)
-    whose = knobs_owner(args.policy)
-    suites = [load_suite(name) for name in args.suite.split(",")]
-    at = [(suite.at(s, load), load) for suite in suites for s in suite.scenarios for load, _ in suite.loads]
-    loads = dict.fromkeys(load for _, load in at)
+    suite = load_suite(args.suite)
+    at = [(s, load) for s in suite.scenarios for load, _ in suite.loads]
     best = float("inf")
 
     def progress(spent: int, trial: Trial) -> None:
@@ -62,24 +56,23 @@ def execute(args: argparse.Namespace) -> int:
 
     options = TuneOptions(steps=args.steps, seed=args.seed, rollouts=args.rollouts)
     with process_pool(args.jobs or cpus()) as pool:
-        found = tune(args.policy, [scenario for scenario, _ in at], options, progress, pool)
+        found = tune(args.policy, [suite.at(s, load) for s, load in at], options, progress, pool)
     command = f"foreshare tune-baseline {args.policy} --suite {args.suite} --steps {args.steps} --seed {args.seed}"
     if args.rollouts != TuneOptions().rollouts:
         command += f" --rollouts {args.rollouts}"
     if args.write is not None:
-        write_tuned(args.write, whose, found.best, command)
+        write_tuned(args.write, args.policy, found.best, command)
     chosen = min(found.trials, key=lambda t: t.score)
 
     def by_load(trial: Trial) -> dict[str, float]:
         return {
             name: round(sum(v for v, (_, x) in zip(trial.slo_violation_pct, at, strict=True) if x == name)
                         / sum(x == name for _, x in at), 4)
-            for name in loads
+            for name, _ in suite.loads
         }  # fmt: skip
 
     result: dict[str, Any] = {
-        "policy": args.policy, "knobs_of": whose, "suite": args.suite, "command": command,
-        "suite_hash": suite_hash(suites[0]) if len(suites) == 1 else content_hash([suite_hash(s) for s in suites]),
+        "policy": args.policy, "suite": suite.name, "suite_hash": suite_hash(suite), "command": command,
         "steps": found.steps, "candidates": len(found.trials), "score": round(chosen.score, 4),
         "defaults": by_load(found.trials[0]), "tuned": by_load(chosen), "knobs": asdict(found.best),
     }  # fmt: skip

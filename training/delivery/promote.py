@@ -16,7 +16,7 @@ from typing import Any
 from foreshare.envs.simulator.suites import Suite, load_suite, suite_hash
 from foreshare.policies.learned.bundle import ONNX, Bundle, Verify, read_bundle
 from foreshare.policies.learned.lay import lay
-from foreshare.policies.registry import DEFAULT
+from foreshare.policies.registry import LEARNED_BASE
 from foreshare.training.evaluate import Progress, collect
 from foreshare.training.evaluate_summary import Results, summarise
 
@@ -121,8 +121,8 @@ def _contest(
         if one is not None:
             lay(one.contents, scratch / role)
             named[role] = str(scratch / role)
-    contest = Contest(candidate=named["candidate"], champion=named.get("champion"), base=DEFAULT)
-    return run(suite, [*named.values(), DEFAULT]), contest
+    contest = Contest(candidate=named["candidate"], champion=named.get("champion"), base=LEARNED_BASE)
+    return run(suite, [*named.values(), LEARNED_BASE]), contest
 
 
 def _renamed(table: dict[str, Any], contest: Contest) -> dict[str, Any]:

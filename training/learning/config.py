@@ -15,7 +15,6 @@ from foreshare.envs.simulator.suites import content_hash
 from foreshare.envs.simulator.toml_table import from_table, number
 from foreshare.policies.errors import ConfigError, InputError
 from foreshare.policies.learned import Widths
-from foreshare.policies.registry import LEARNED_BASE
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 MOST_STEPS = 10**12
@@ -228,7 +227,7 @@ class TrainConfig:
     """Simulator steps (ticks of one VM) to spend: warm-up, the base policy's runs and every member's included."""
     init: str = ""
     """File of a network to begin with (npz), or ``deadline``: ask faster where deadlines are near (scenes.py)."""
-    base: str = LEARNED_BASE
+    base: str = "triage"
     """The policy that is corrected, and measured against."""
     scenes: ScenesConfig = ScenesConfig()
     network: NetworkConfig = NetworkConfig()
