@@ -11,7 +11,7 @@ import numpy as np
 from foreshare.envs.hal.clock import MonotonicClock
 from foreshare.envs.hal.protocol import Clock
 from foreshare.envs.hal.spec import resolve
-from foreshare.envs.hal.types import Control, Plan, Receipt
+from foreshare.envs.hal.types import Plan, Receipt
 from foreshare.policies.errors import HalError, HostError
 from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
@@ -24,7 +24,8 @@ from .claim import Held
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
-from .opening import Opener, lease, raise_descriptor_limit, refuse_nesting, while_opening
+from .hotplug import Processors, without_offline
+from .opening import Opener, lease, lease_all, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
@@ -60,6 +61,8 @@ class LinuxHal:
         if len(set(self._devices)) < len(self._devices):
             raise HostError("the same IO device is configured twice")
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
+        self._processors = Processors(self._roots, self._topology.cpu_id)
+        self._offline: list[str] = []
         self._hierarchies = find_hierarchies(self._roots)
         self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots, self._hierarchies)
         self._specs = self._arrivals.specs
@@ -82,6 +85,7 @@ class LinuxHal:
         try:
             self._vms = resolve(self._specs, self._topology)
             offer = self._offer()
+            self._whole = self._topology
             if not isinstance(offer, Offer):
                 self.why_no_resctrl = offer
             refuse_nesting(spec.vms)
@@ -111,7 +115,7 @@ class LinuxHal:
 
     @property
     def topology(self) -> Topology:
-        """The hardware that may be handed out."""
+        """The hardware that may be handed out; another one of the same size when CPUs go offline or come back."""
         return self._topology
 
     @property
@@ -153,6 +157,8 @@ class LinuxHal:
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` in place."""
         self._arrivals.follow(self._sampler.present, self._attach, self._arrived, self._renamed)
+        if self._processors.changed():
+            self._replan()
         self._sampler.sample(reading)
         self._tend_cpusets()
         if self.partitions is not None:
@@ -173,7 +179,8 @@ class LinuxHal:
     def troubles(self) -> tuple[str, ...]:
         """See Complains."""
         names = [vm.name for vm in self._specs]
-        return troubles_of(self._arrivals, self.cpu_partitions, self.partitions, self._monitor, names)
+        more = [*self._offline, *self._writer.shelter.troubles(names)]
+        return (*more, *troubles_of(self._arrivals, self.cpu_partitions, self.partitions, self._monitor, names))
 
     def claim(
         self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
@@ -188,7 +195,7 @@ class LinuxHal:
             raise HostError("this host was opened for reading only")
         if self._claimed:
             return
-        self._lease()
+        lease_all(self._controls)
         held = Held(
             self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us,
             self._cookies,
@@ -229,12 +236,7 @@ class LinuxHal:
     def describe(self, plan: Plan) -> list[str]:
         """Return one line for each write of ``plan``."""
         lines = self._writer.describe(plan, self._roots.cgroup)
-        if self.partitions is not None:
-            entries = zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), strict=True)
-            for k, (control, row, value) in enumerate(entries):
-                if control in (Control.WAYS, Control.MEMORY):
-                    lines[k] = describe(self.partitions, control, row, value) or lines[k]
-        return lines
+        return lines if self.partitions is None else describe(self.partitions, plan, lines)
 
     def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
         """Write ``plan`` in order. Raises HalError before ``claim``."""
@@ -275,15 +277,6 @@ class LinuxHal:
         self._writer.settle()
         return self.partitions.state.bandwidth.follow(self._writer.limits.cpus)
 
-    def _lease(self) -> None:
-        """Lock the VMs' cgroup directories (flock), for as long as they are open here.
-
-        The runtime has a lease of its own, but two that keep their state in different places would not meet there.
-        """
-        for vm in self._controls:
-            if not vm.absent:
-                lease(vm)
-
     def _attach(self, row: int, cgroup: str) -> None:
         """Take hold of a VM that runs in another cgroup than before. Raises HostError, InputError, OSError.
 
@@ -317,13 +310,25 @@ class LinuxHal:
         self._sampler.present[row] = False
         if self._claimed:
             apart = self._writer.apart & np.array(self._sampler.present)
-            free = ~self._writer.limits.cpus[apart].any(axis=0)
+            free = ~self._writer.limits.cpus[apart].any(axis=0) & self._processors.online
             if free.any():
                 self._writer.confine(row, free)
 
     def _renamed(self) -> None:
         self._specs = self._arrivals.specs
-        self._vms = resolve(self._specs, self._topology)
+        self._contract()
+
+    def _contract(self) -> None:
+        """Resolve what was asked for on the CPUs that are there."""
+        whole = resolve(self._specs, self._whole)
+        self._topology, self._vms, self._offline = without_offline(self._whole, whole, self._processors.online)
+
+    def _replan(self) -> None:
+        """Go on without CPUs that went offline, or with those that came back."""
+        self._contract()
+        if self._claimed:
+            self._writer.settle()
+            self._writer.shelter.hotplug(self._processors.online, self._sampler.present)
 
     def _arrived(self, row: int) -> None:
         """Count a VM as there from now on."""
@@ -385,6 +390,7 @@ class LinuxHal:
     def _release(self) -> None:
         self._closed, self._claimed = True, False
         self._arrivals.close()
+        self._processors.close()
         self._close_partitions()
         for threads in self._threads:
             threads.close()
