@@ -293,7 +293,9 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
         f'[[vm]]\nname = "other"\ncgroup = "{groups[1]}"\n'
     )
     program = [Path(sys.executable).parent / "foreshare", "run", "--hal", "linux", "--config", config, "--json"]
+    nodes = (root() / "cpuset.mems.effective").read_text().strip()
     seen: set[str] = set()
+    bound: set[str] = set()
     with ExitStack() as after:
         for group in groups:
             after.enter_context(inside(group, REST))
@@ -303,6 +305,7 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
         after.callback(run.kill)
         while run.poll() is None:
             seen.add((root() / groups[0] / "cpuset.cpus").read_text().strip())
+            bound.add((root() / groups[0] / "cpuset.mems").read_text().strip())
             time.sleep(0.1)
         assert run.stdout is not None
         figures = json.load(run.stdout)
@@ -310,9 +313,11 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
         assert figures["restored"] is True
         assert figures["ticks"] + figures["missed_ticks"] >= 40
         assert any(value in seen for value in ("0-1", "2-3", "4-5", "6-7")), "never had a core of its own"
+        assert "0" in bound, "its memory is on the node of its cores"
         for group, was in zip(groups, before, strict=True):
             now = state(group)
             assert now.pop("cpuset.cpus") in (was.pop("cpuset.cpus"), everywhere)
+            assert now.pop("cpuset.mems") in (was.pop("cpuset.mems"), nodes)
             assert now == was
 
 

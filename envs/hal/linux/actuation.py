@@ -73,11 +73,11 @@ class Writer:
         self._io_writes: list[list[tuple[int, list[bytes]]]] = [[] for _ in vms]
         self._quota_fds = [-1] * n
         self._paths: dict[int, str] = {}
-        self._quota_read: dict[tuple[int, bytes, bytes], float] = {}
+        self._quota_read: dict[tuple[int, bytes, bytes], tuple[float, int]] = {}
         self._unsettled: tuple[list[int], list[int], list[int], bytes, list[int]] | None = None
         self._untraced: list[tuple[list[int], list[bytes], int]] = []
         self._period_lost: set[int] = set()
-        """Rows (v1) whose period somebody else changed: seen when reading back, mended before the next quota."""
+        """Rows whose period somebody else changed: seen when reading back, mended soon (v2) or with the next quota."""
         self.limits = Limits(np.full(n, np.inf), np.ones((n, topology.cpus), bool), np.full(n, np.inf))
         self._by_affinity: list[int] = []
         self.shelter = Shelter(self.limits.cpus, apart, self._put)
@@ -110,6 +110,13 @@ class Writer:
             vm.reopen_cpuset()
             data = self._lists.payload(self.limits.cpus[row].tobytes())
             write_cpus(vm, data, data, b"")
+
+    def tend_period(self, row: int) -> None:
+        """Write a shared VM's quota again where its period (v2) was found to be another. Raises OSError."""
+        units, knob = self.limits.quota[row], self._vms[row].quota
+        if row in self._period_lost and knob.version == 2 and np.isfinite(units):
+            self._period_lost.discard(row)
+            self._pwrite(knob.fd, self._quota_payloads[row][min(max(int(units), 1), self._top)], 0)
 
     def confine(self, row: int, cpus: BoolArray) -> None:
         """Keep a VM on ``cpus`` (C,), outside any plan. Raises OSError."""
@@ -183,7 +190,7 @@ class Writer:
         for k in range(start, len(controls)):
             control, row, value = controls[k], rows[k], values[k]
             if control == _CPU:
-                if row in lost:
+                if row in lost and vms[row].quota.version == 1:
                     return fds, datas, owners, k
                 fds.append(quota_fds[row])
                 datas.append(quotas[row][value if 0 < value <= top else min(max(value, 1), top)])
@@ -340,14 +347,14 @@ class Writer:
         data = os.pread(vm.quota.fd, 64, 0)
         period = os.pread(vm.period_fd, 32, 0) if vm.period_fd >= 0 else b""
         key = (vm.quota.version, data, period)
-        found = self._quota_read.get(key)
-        if found is None:
+        found, period_us = self._quota_read.get(key, (0.0, 0))
+        if not period_us:
             quota_us, period_us = parse_quota(vm.quota.version, data, int(first_line(period) or 0))
             found = np.inf if quota_us == NO_LIMIT else float(quota_us * self._upc // max(period_us, 1))
             if len(self._quota_read) > 1 << 14:
                 self._quota_read.clear()
-            self._quota_read[key] = found
-        if period and int(first_line(period)) != self._period_us:
+            self._quota_read[key] = found, period_us
+        if period_us != self._period_us:
             self._period_lost.add(row)
         else:
             self._period_lost.discard(row)

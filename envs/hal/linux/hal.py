@@ -20,7 +20,7 @@ from . import claim, cookies
 from .actuation import Writer
 from .arrivals import Arrivals
 from .cgroups import find_hierarchies
-from .claim import Held
+from .claim import Held, Taken
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
@@ -35,8 +35,9 @@ from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
 from .roots import Roots
 from .spec import LinuxSpec
+from .stays import tend
 from .telemetry import Sampler
-from .threads import LOOK_TICKS, VmThreads, schedstat_works
+from .threads import VmThreads, schedstat_works
 from .topology import discover
 from .troubles import troubles_of
 
@@ -63,6 +64,7 @@ class LinuxHal:
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
         self._processors = Processors(self._roots, self._topology.cpu_id)
         self._offline: list[str] = []
+        self._taken: list[Taken | None] = []
         self._hierarchies = find_hierarchies(self._roots)
         self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots, self._hierarchies)
         self._specs = self._arrivals.specs
@@ -160,7 +162,7 @@ class LinuxHal:
         if self._processors.changed():
             self._replan()
         self._sampler.sample(reading)
-        self._tend_cpusets()
+        self._tend()
         if self.partitions is not None:
             self.partitions.dirty |= self._follow_cpus()
         if self._upkeep is not None:
@@ -178,9 +180,10 @@ class LinuxHal:
 
     def troubles(self) -> tuple[str, ...]:
         """See Complains."""
-        names = [vm.name for vm in self._specs]
-        more = [*self._offline, *self._writer.shelter.troubles(names)]
-        return (*more, *troubles_of(self._arrivals, self.cpu_partitions, self.partitions, self._monitor, names))
+        return troubles_of(
+            [vm.name for vm in self._specs], self._offline, self._taken, self._writer.shelter, self._arrivals,
+            self.cpu_partitions, self.partitions, self._monitor,
+        )  # fmt: skip
 
     def claim(
         self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
@@ -196,10 +199,7 @@ class LinuxHal:
         if self._claimed:
             return
         lease_all(self._controls)
-        held = Held(
-            self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us,
-            self._cookies,
-        )  # fmt: skip
+        held = self._held(self._controls, self._threads, self._vms)
         managed = {vm.cgroup for vm in self._controls if not vm.absent}
         try:
             found = self._collect(held)
@@ -216,7 +216,7 @@ class LinuxHal:
         remember(doc)
         self._doc, self._remember = doc, remember
         try:
-            claim.take(held, found, doc)
+            self._taken = claim.take(held, found, doc)
             if self.partitions is not None:
                 self.partitions.take(previous_groups(previous or {}))
                 if self._monitor is not None:
@@ -277,6 +277,12 @@ class LinuxHal:
         self._writer.settle()
         return self.partitions.state.bandwidth.follow(self._writer.limits.cpus)
 
+    def _held(self, controls: list[VmControls], threads: list[VmThreads], table: VmTable) -> Held:
+        spec = self._spec
+        return Held(
+            controls, threads, table, self._layout, self._devices, spec.period_us, self._cookies, spec.memory_nodes
+        )
+
     def _attach(self, row: int, cgroup: str) -> None:
         """Take hold of a VM that runs in another cgroup than before. Raises HostError, InputError, OSError.
 
@@ -286,18 +292,13 @@ class LinuxHal:
         try:
             if self._claimed:
                 lease(controls)
-                held = Held(
-                    [controls], [threads], self._vms.take(np.array([row])), self._layout, self._devices,
-                    self._spec.period_us, self._cookies,
-                )  # fmt: skip
+                held = self._held([controls], [threads], self._vms.take(np.array([row])))
                 found = claim.collect(held, self._roots)
-                former = self._controls[row].cgroup
-                doc = dict(self._doc or found)
-                doc["items"] = [i for i in doc["items"] if not former or i["cgroup"] != former] + found["items"]
+                doc = claim.replaced(self._doc or found, self._controls[row].cgroup, found)
                 if self._remember is not None:
                     self._remember(doc)
                 self._doc = doc
-                claim.take(held, found, found)
+                self._taken[row] = claim.take(held, found, found)[0]
         except BaseException:
             threads.close()
             controls.close()
@@ -337,18 +338,13 @@ class LinuxHal:
         if self.partitions is not None and self._upkeep is not None:
             self._upkeep.welcome(row)
 
-    def _tend_cpusets(self) -> None:
-        """Look after partitions, and after cgroups that appeared below the VMs' own: some of the VMs each time."""
+    def _tend(self) -> None:
+        """Look after what no plan writes: some of the VMs each time."""
         if not self._claimed:
             return
         self.cpu_partitions.tend(self._sampler.present, self._writer.limits.cpus)
         self._turn += 1
-        for row in range(self._turn % LOOK_TICKS, len(self._controls), LOOK_TICKS):
-            if self._sampler.present[row]:
-                try:
-                    self._writer.tend_children(row)
-                except (OSError, HostError):
-                    continue  # it is being taken apart; the next plan for it, or its turn, says more
+        tend(self._turn, self._writer, self._controls, self._taken, self._sampler.present)
 
     def _offer(self) -> Offer | str:
         """Return what resctrl offers, and give the topology and the VMs' contracts units of it."""

@@ -201,26 +201,30 @@ def put_weight(group: Cgroup, weight: int, idle: int | None) -> None:
 
 
 def _cpuset(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
-    tree: list[tuple[Cgroup, frozenset[int], bool]] = []
+    tree: list[tuple[Cgroup, frozenset[int], frozenset[int] | None]] = []
     try:
-        for path, inode, cpus, no_mems in item["tree"]:
+        for path, inode, cpus, mems in item["tree"]:
+            # Records of an earlier version say only whether there were no memory nodes.
+            nodes = cpulist.parse(mems) if isinstance(mems, str) else frozenset[int]() if mems else None
             try:
-                tree.append((_open(hierarchies, "cpuset", path, inode), cpulist.parse(cpus), bool(no_mems)))
+                tree.append((_open(hierarchies, "cpuset", path, inode), cpulist.parse(cpus), nodes))
             except _GoneError:
                 if not tree:
                     raise
         # From above to the union, from below to the original: see controls.write_cpus.
-        for group, cpus, _no_mems in tree:
+        for group, cpus, nodes in tree:
             now = _set(group, "cpuset.cpus")
             if len(tree) > 1 and not cpus <= now:
                 group.write("cpuset.cpus", cpulist.form(cpus | now).encode() + b"\n")
-        for group, cpus, no_mems in reversed(tree):
+            if nodes and not nodes <= _set(group, "cpuset.mems"):
+                _write_set(group, "cpuset.mems", nodes)
+        for group, cpus, nodes in reversed(tree):
             if _set(group, "cpuset.cpus") != cpus:
                 _write_set(group, "cpuset.cpus", cpus)
-            if no_mems and _set(group, "cpuset.mems"):
-                _write_set(group, "cpuset.mems", frozenset())
+            if nodes is not None and _set(group, "cpuset.mems") != nodes:
+                _write_set(group, "cpuset.mems", nodes)
     finally:
-        for group, _cpus, _no_mems in tree:
+        for group, _cpus, _nodes in tree:
             group.close()
 
 
