@@ -29,7 +29,7 @@ from .opening import Opener, lease, lease_all, raise_descriptor_limit, refuse_ne
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
-from .resctrl.offer import Offer, files_of, find_offer, with_offer
+from .resctrl.offer import Offer, files_of, find_offer, why_unwritable, with_offer
 from .resctrl.partitions import Partitions
 from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
@@ -278,10 +278,8 @@ class LinuxHal:
         return self.partitions.state.bandwidth.follow(self._writer.limits.cpus)
 
     def _held(self, controls: list[VmControls], threads: list[VmThreads], table: VmTable) -> Held:
-        spec = self._spec
-        return Held(
-            controls, threads, table, self._layout, self._devices, spec.period_us, self._cookies, spec.memory_nodes
-        )
+        s = self._spec
+        return Held(controls, threads, table, self._layout, self._devices, s.period_us, self._cookies, s.memory_nodes)
 
     def _attach(self, row: int, cgroup: str) -> None:
         """Take hold of a VM that runs in another cgroup than before. Raises HostError, InputError, OSError.
@@ -292,6 +290,8 @@ class LinuxHal:
         try:
             if self._claimed:
                 lease(controls)
+                if self.partitions is not None:
+                    self.partitions.refuse_foreign(set(threads.threads))
                 held = self._held([controls], [threads], self._vms.take(np.array([row])))
                 found = claim.collect(held, self._roots)
                 doc = claim.replaced(self._doc or found, self._controls[row].cgroup, found)
@@ -353,6 +353,8 @@ class LinuxHal:
         offer = find_offer(self._roots, self._layout, spec, most)
         if isinstance(offer, Offer) and not offer.ways and not offer.memory_units:
             offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
+        if isinstance(offer, Offer) and not self._read_only:
+            offer = why_unwritable(self._roots, offer.info.path) or offer
         if isinstance(offer, Offer):
             self._topology = with_offer(self._topology, offer)
             self._vms = resolve(self._specs, self._topology)
