@@ -145,3 +145,22 @@ def test_a_node_that_cannot_be_had_is_told_of(tmp_path: Path) -> None:
     hal.close()
     with pytest.raises(InputError, match="memory_nodes"):
         LinuxSpec(vms=(), memory_nodes="maybe")  # type: ignore[arg-type]  # that is the point
+
+
+def test_no_quota_is_refused_for_what_was_saved_up(tmp_path: Path) -> None:
+    """A burst (cpu.max.burst) above a quota makes the kernel refuse it; it is put aside, and comes back."""
+    host = FakeHost(tmp_path, n=3)
+    write(host, "vm2/cpu.max", "50000 100000\n")
+    write(host, "vm2/cpu.max.burst", "40000\n")
+    hal = open_hal(host)
+    doc = claim(hal)
+    receipt = Receipt()
+    hal.apply(Plan(np.array([Control.CPU], np.int8), np.array([2]), np.array([1]), np.zeros((0, 8), bool)), 0, receipt)
+    assert receipt.failures == [] and read(host, "vm2/cpu.max") == "1000 10000"
+    hal._release()  # as good as killed
+    again = open_hal(host)
+    docs: list[str] = []
+    again.claim(lambda d: docs.append(json.dumps(d)), doc)
+    assert read(host, "vm2/cpu.max.burst") == "0" and '"burst": 40000' in docs[0]
+    again.close()
+    assert read(host, "vm2/cpu.max") == "50000 100000" and read(host, "vm2/cpu.max.burst") == "40000"

@@ -27,7 +27,7 @@ from .controls import (
 )  # fmt: skip
 from .cpu_partitions import FILE as PARTITION_FILE
 from .memory_nodes import MemoryNodes, bind_memory
-from .restore import KIND, VERSION, boot_id, items_of, put_bandwidth, put_weight, weight_file
+from .restore import KIND, VERSION, boot_id, burst_file, items_of, put_bandwidth, put_weight, weight_file
 from .roots import Roots, read_text
 from .threads import VmThreads
 from .topology import MIN_QUOTA_US, CpuLayout
@@ -83,6 +83,7 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
                     bandwidth,
                     {"what": "weight", "cgroup": group.path, "inode": group.inode,
                      "weight": int(_must(group, weight_file(group))), "idle": None if idle is None else int(idle)},
+                    *_burst(group),
                 ]  # fmt: skip
                 continue
             # v1 refuses a quota below a child's, so children's are lifted while we hold the VM. v2 does not mind.
@@ -121,8 +122,8 @@ def adopt(
         ours = any(item["cgroup"] == vm or item["cgroup"].startswith(vm + "/") for vm in managed)
         if key in merged:
             merged[key] = _older(item, merged[key])
-        elif ours and item["what"] in ("bandwidth", "affinity"):
-            # A child's quota that is lifted already, or threads that were confined by affinity and now by a cpuset.
+        elif ours and item["what"] in ("bandwidth", "burst", "affinity"):
+            # What is lifted already, or threads that were confined by affinity and now by a cpuset.
             merged[key] = dict(item)
         else:
             left.append(item)
@@ -168,6 +169,8 @@ def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> list[T
                     put_bandwidth(child, NO_LIMIT, item["period"])
                 finally:
                     child.close()
+        if any(i["what"] == "burst" and i["cgroup"] == vm.cgroup for i in found["items"]):
+            vm.cpu.write(burst_file(vm.cpu), b"0\n")
         quota = NO_LIMIT
         shared = held.table.isolation[row] == Isolation.SHARED
         if shared and mine["quota"] != NO_LIMIT:
@@ -249,6 +252,13 @@ def _bandwidth(group: Cgroup) -> dict[str, Any]:
     else:  # below the VM, without the cpu controller
         quota, period = NO_LIMIT, 0
     return {"what": "bandwidth", "cgroup": group.path, "inode": group.inode, "quota": quota, "period": period}
+
+
+def _burst(group: Cgroup) -> list[dict[str, Any]]:
+    """Return the item of what a group may save up: no quota below that is taken (tg_set_cfs_bandwidth())."""
+    name = burst_file(group)
+    burst = int(group.read(name) or 0) if group.has(name) else 0
+    return [{"what": "burst", "cgroup": group.path, "inode": group.inode, "burst": burst}] if burst else []
 
 
 def _partition(group: Cgroup) -> list[dict[str, Any]]:

@@ -184,6 +184,20 @@ def _weight(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
         group.close()
 
 
+def burst_file(group: Cgroup) -> str:
+    """Return the name of the file that says how much unused quota may be saved up."""
+    return "cpu.cfs_burst_us" if group.mount.version == 1 else "cpu.max.burst"
+
+
+def _burst(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
+    group = _open(hierarchies, "cpu", item["cgroup"], item["inode"])
+    try:
+        if _number(group, burst_file(group)) != int(item["burst"]):
+            group.write(burst_file(group), b"%d\n" % int(item["burst"]))
+    finally:
+        group.close()
+
+
 def weight_file(group: Cgroup) -> str:
     """Return the name of the weight file of this version."""
     return "cpu.shares" if group.mount.version == 1 else "cpu.weight"
@@ -347,5 +361,5 @@ def _resctrl(item: Item, _: Hierarchies, roots: Roots) -> None:
 
 _KINDS: dict[str, Callable[[Item, Hierarchies, Roots], None]] = {
     "bandwidth": _bandwidth, "weight": _weight, "cpuset": _cpuset, "io": _io, "affinity": _affinity,
-    "partition": _partition, "resctrl": _resctrl, "cookie": _cookie,
+    "partition": _partition, "burst": _burst, "resctrl": _resctrl, "cookie": _cookie,
 }  # fmt: skip
