@@ -20,6 +20,7 @@ from foreshare.envs.hal import Hal, Host, Receipt
 from foreshare.envs.hal.linux.guardian import Guardian
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.plan import advance, build_plan
+from foreshare.envs.hal.replan import replan
 from foreshare.envs.hal.simulated import SimulatedHal
 from foreshare.envs.simulator.host import Simulator
 from foreshare.envs.simulator.scenario import Scenario
@@ -83,6 +84,7 @@ class HalWorld:
         self._receipt, self._presence, self._tick_ns = Receipt(), Presence(n), tick_ns
         self.tick_ms = tick_ns * 1e-6
         self._make_mind = make_mind
+        self._topology = hal.topology
         self._guardian = _guardian(hal)
         try:
             hal.claim(self._guardian.remember if self._guardian is not None else lambda originals: None)
@@ -133,8 +135,13 @@ class HalWorld:
         self.moves[0] = np.count_nonzero(held.units != before)
         active = self._presence.update(self.reading.present)
         changed = active != mind.host.active
-        if changed.any():
+        if hal.topology is not self._topology:
+            self._topology = hal.topology
+            hal.read_back(held)
+            replan(mind, Host(hal.topology, hal.vms, active), held)
+        elif changed.any():
             mind.rebind(Host(hal.topology, hal.vms, active))
+        if changed.any():
             held.units[changed], held.cpus[changed], held.ways[changed] = 0, False, 0
             if (changed & active).any():
                 hal.read_back(held, np.flatnonzero(changed & active))

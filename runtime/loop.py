@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from foreshare.envs.hal import Complains, Hal, IsComputed, Plan, Receipt
 from foreshare.envs.hal.plan import build_plan
+from foreshare.envs.hal.replan import replan
 from foreshare.envs.hal.virtual import blank
 from foreshare.policies.ask import FAULTS
 from foreshare.policies.decide import Decision, Mind, decide_tick
@@ -145,6 +146,7 @@ class ControlLoop:
         self._reading = Reading.empty(n)
         self._stage = np.zeros(len(STAGES), np.int64)
         self._presence = Presence(n)
+        self._topology = hal.topology
         self._present: BoolArray = np.ones(n, bool)
         self._waiting = np.zeros(n, np.int64)
         self._number = 0
@@ -345,9 +347,15 @@ class ControlLoop:
         self._present[:] = present
         active = self._presence.update(present)
         was, before, vms = self.host.active, self.host.vms, self.hal.vms
-        if (active == was).all() and (vms is before or vms.uuid == before.uuid):
+        other_cpus, self._topology = self.hal.topology is not self._topology, self.hal.topology
+        if (active == was).all() and (vms is before or vms.uuid == before.uuid) and not other_cpus:
             return
-        self.mind.rebind(Host(self.host.topology, vms, active))
+        if other_cpus:
+            self.controls.unknown[:] = active
+            self.controls.read()
+            replan(self.mind, Host(self._topology, vms, active), self.controls.held)
+        else:
+            self.mind.rebind(Host(self.host.topology, vms, active))
         for k in [k for k, (a, b) in enumerate(zip(before.uuid, vms.uuid, strict=True)) if a != b]:
             self._event("adopted", k, f"{vms.name[k]} ({vms.uuid[k]}) has a free place")
         self.meter.rebind(self.host)

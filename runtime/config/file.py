@@ -76,6 +76,7 @@ class Config:
             placement=self.host.placement,
             cpu_partitions=self.host.cpu_partitions,
             core_scheduling=self.host.core_scheduling,
+            memory_nodes=self.host.memory_nodes,
             io=tuple(d.spec() for d in self.host.io),
             resctrl=self.host.resctrl.spec(),
             discovery=self.host.discovery.spec(),

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from foreshare.envs.hal.linux.cpu_partitions import PartitionMode
 from foreshare.envs.hal.linux.discovery.spec import MOST_SPARE, DiscoverySpec
+from foreshare.envs.hal.linux.memory_nodes import MemoryNodes
 from foreshare.envs.hal.linux.resctrl.names import GroupNames
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec, UseMode
 from foreshare.envs.hal.linux.spec import CoreScheduling, IoDevice, PlacementMode
@@ -234,6 +235,8 @@ class HostConfig:
     """Keep everything else on the host off isolated VMs' cores too: cpuset partitions of cgroup v2."""
     core_scheduling: CoreScheduling = field(default="off", metadata=_key(choice(("off", "auto")), '"auto"'))
     """Give each isolated VM a core-scheduling cookie, where the kernel has them: nothing else beside it on a core."""
+    memory_nodes: MemoryNodes = field(default="auto", metadata=_key(choice(("off", "auto", "bind")), '"auto"'))
+    """Bind isolated VMs' memory to their NUMA node as they are taken in; bind: even if much has to be moved for it."""
     io: tuple[IoDeviceConfig, ...] = field(
         default=(),
         metadata=_key(_array(_table(IoDeviceConfig), 64), '[{ device = "/dev/vda", bandwidth = "200MB/s" }]'),

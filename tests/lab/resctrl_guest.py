@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from foreshare.envs.hal.linux import cpulist
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.files import OsFiles
 from foreshare.envs.hal.linux.resctrl.info import parse_schemata
@@ -16,8 +17,8 @@ from foreshare.envs.hal.linux.resctrl.masks import is_run
 from foreshare.envs.hal.linux.resctrl.spec import ResctrlSpec
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.spec import LinuxSpec
-from foreshare.envs.hal.spec import VmSpec
-from foreshare.policies.host import Isolation
+from foreshare.envs.hal.spec import Amounts, VmSpec
+from foreshare.policies.host import CPU, Host, IntArray, Isolation
 
 ROOT = Path("/sys/fs/resctrl")
 PREFIX = "foreshare-"
@@ -63,9 +64,12 @@ def tree() -> dict[str, str]:
     return found
 
 
-def make(n: int, paths: list[str], isolated: tuple[int, ...], **fields: object) -> LinuxHal:
+def make(
+    n: int, paths: list[str], isolated: tuple[int, ...], reserved: tuple[int, ...] = (), **fields: object
+) -> LinuxHal:
+    """Return a host of ``n`` VMs; those of ``reserved`` have a fifth of a CPU, the others a unit."""
     vms = tuple(
-        VmSpec(name=f"vm{i}", cgroup=paths[i], zone=i % 2,
+        VmSpec(name=f"vm{i}", cgroup=paths[i], zone=i % 2, reservation=Amounts(cpu=0.2 if i in reserved else None),
                isolation=Isolation.ISOLATED if i in isolated else Isolation.SHARED)
         for i in range(n)
     )  # fmt: skip
@@ -106,6 +110,35 @@ def check(hal: LinuxHal, owners: list[int]) -> list[str]:
             for x, y in zip(found[a], found[b], strict=False):
                 if x & y & ~1:  # way 0 is nobody's own
                     wrong.append(f"VMs {a} and {b} share the ways {x & y:x}")
+    return wrong
+
+
+def check_cpus(paths: list[str], host: Host, wanted: IntArray, lost: frozenset[int]) -> list[str]:
+    """Return what is wrong with the kernel's cpusets and quotas: shared cores, reservations that are not held.
+
+    ``wanted`` (N,) CPU units that the VMs ask for; ``lost``: rows of whose zone no CPU is left.
+    """
+    wrong, top = [], Path("/sys/fs/cgroup")
+    where = [cpulist.parse((top / path / "cpuset.cpus.effective").read_text()) for path in paths]
+    cores = []
+    for cpus in where:
+        siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/core_cpus_list").read_text() for cpu in cpus]
+        cores.append(frozenset[int]().union(*map(cpulist.parse, siblings)))
+    upc = host.topology.units_per_cpu
+    for row, path in enumerate(paths):
+        owed = min(int(wanted[row]), int(host.reservation[row, CPU]))
+        if host.vms.isolation[row] != Isolation.SHARED:
+            if row not in lost:
+                wrong += [
+                    f"VMs {row} and {b} share a core" for b in range(len(paths)) if b != row and cores[row] & where[b]
+                ]
+            held = len(where[row]) * upc
+        else:
+            quota, period = (top / path / "cpu.max").read_text().split()
+            held = len(where[row]) * upc if quota == "max" else int(quota) * upc // int(period)
+            held = min(held, len(where[row]) * upc)
+        if held < owed and row not in lost:
+            wrong.append(f"VM {row} has {held} units of CPU and is owed {owed}")
     return wrong
 
 

@@ -293,7 +293,9 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
         f'[[vm]]\nname = "other"\ncgroup = "{groups[1]}"\n'
     )
     program = [Path(sys.executable).parent / "foreshare", "run", "--hal", "linux", "--config", config, "--json"]
+    nodes = (root() / "cpuset.mems.effective").read_text().strip()
     seen: set[str] = set()
+    bound: set[str] = set()
     with ExitStack() as after:
         for group in groups:
             after.enter_context(inside(group, REST))
@@ -303,6 +305,7 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
         after.callback(run.kill)
         while run.poll() is None:
             seen.add((root() / groups[0] / "cpuset.cpus").read_text().strip())
+            bound.add((root() / groups[0] / "cpuset.mems").read_text().strip())
             time.sleep(0.1)
         assert run.stdout is not None
         figures = json.load(run.stdout)
@@ -310,9 +313,11 @@ def test_the_command_line_partitions_and_lets_go(groups: list[str], tmp_path: Pa
         assert figures["restored"] is True
         assert figures["ticks"] + figures["missed_ticks"] >= 40
         assert any(value in seen for value in ("0-1", "2-3", "4-5", "6-7")), "never had a core of its own"
+        assert "0" in bound, "its memory is on the node of its cores"
         for group, was in zip(groups, before, strict=True):
             now = state(group)
             assert now.pop("cpuset.cpus") in (was.pop("cpuset.cpus"), everywhere)
+            assert now.pop("cpuset.mems") in (was.pop("cpuset.mems"), nodes)
             assert now == was
 
 
@@ -382,3 +387,41 @@ def test_an_isolated_vm_has_a_cookie_of_its_own() -> None:
         cookies.give([pids[0]])
         assert restore(json.loads(docs[0]), Roots()).failed == []
         assert cookies.cookie_of(pids[0]) == 0
+
+
+def test_a_user_drives_what_was_delegated_to_him(groups: list[str]) -> None:
+    """Without root: CPUs, quotas and weights of cgroups that are his; resctrl is nobody's but root's, and says so."""
+    user = 65534
+    for group in groups:
+        for path in (root() / group, *(root() / group).iterdir()):
+            os.chown(path, user, user)
+    before = [state(group) for group in groups]
+    vms = (VmSpec(name="a", cgroup=groups[0]), VmSpec(name="b", cgroup=groups[1], isolation=Isolation.ISOLATED))
+    LinuxHal(LinuxSpec(vms=vms), read_only=True).close()  # what is imported late may not be his to read
+    out, back = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(user)
+            os.setuid(user)
+            with opened(LinuxSpec(vms=vms)) as hal:
+                assert "no permission" in hal.why_no_resctrl
+                hal.claim(lambda doc: None)
+                assert one(hal, Control.CPUS, 0, 0, (2, 3)).failures == []
+                assert one(hal, Control.CPUS, 1, 0, (4, 5)).failures == []
+                assert one(hal, Control.CPU, 0, 4).failures == []
+                held = Placement.empty(2, 8)
+                hal.read_back(held)
+                assert held.units[:, Resource.CPU].tolist() == [4, 20]
+            with pytest.raises(HostError, match="no permission"):
+                LinuxHal(LinuxSpec(vms=vms, resctrl=ResctrlSpec(use="require")))
+            os._exit(0)
+        except BaseException:
+            os.write(back, traceback.format_exc().encode())
+            os._exit(1)
+    os.close(back)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(out) as said:
+        assert os.waitstatus_to_exitcode(status) == 0, said.read()
+    assert [state(group) for group in groups] == before

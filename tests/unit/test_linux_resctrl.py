@@ -291,6 +291,30 @@ def test_threads_in_another_tools_group_are_left_alone(tmp_path: Path) -> None:
     assert host.groups() == {"qemu-1-guest"}
 
 
+def test_a_vm_that_returns_in_another_tools_group_is_left_to_it(tmp_path: Path) -> None:
+    """Fault 13: libvirt had given it a cachetune meanwhile. Once that is gone, it is ours again."""
+    host = FakeHost(tmp_path)
+    hal = host.open()
+    claim(hal)
+    host.vanish(2)
+    tick(host, hal, 4)
+    fd = host.fake.open(host.fake.path, 0)
+    host.fake.mkdir("qemu-1-guest", dir_fd=fd)
+    host.cgroups.mkdir("vm2")
+    host.cgroups.put("vm2", "cpu.stat", "usage_usec 1000\nthrottled_usec 0\n")
+    host.born(2, 7001)
+    host.fake.put("qemu-1-guest/tasks", "7001\n")
+    reading = tick(host, hal, 20)
+    assert not reading.present[2] and host.tasks("qemu-1-guest") == {7001}
+    assert any("'qemu-1-guest' of another tool" in line for line in hal.troubles())
+    host.fake.rmdir("qemu-1-guest", dir_fd=fd)
+    host.fake.close(fd)
+    reading = tick(host, hal, 20)
+    assert reading.present[2] and 7001 in host.tasks(name_of(hal, 2))
+    assert hal.troubles() == ()
+    hal.close()
+
+
 def test_new_threads_follow_and_reused_numbers_do_not(tmp_path: Path) -> None:
     """Faults 2, 3 and 5."""
     host = FakeHost(tmp_path)

@@ -31,6 +31,8 @@ from .controls import (
     quota_payload,
     write_cpus,
 )
+from .describe import describe_writes
+from .hotplug import Shelter
 from .restore import put_bandwidth
 from .spec import IoDevice
 from .telemetry import Limits
@@ -38,7 +40,6 @@ from .threads import VmThreads
 from .topology import IO_UNITS
 
 _CPUS, _CPU, _IO = int(Control.CPUS), int(Control.CPU), int(Control.IO)
-_WORDS = {Control.WAYS: "cache ways", Control.MEMORY: "memory bandwidth"}
 
 
 class Writer:
@@ -72,13 +73,14 @@ class Writer:
         self._io_writes: list[list[tuple[int, list[bytes]]]] = [[] for _ in vms]
         self._quota_fds = [-1] * n
         self._paths: dict[int, str] = {}
-        self._quota_read: dict[tuple[int, bytes, bytes], float] = {}
+        self._quota_read: dict[tuple[int, bytes, bytes], tuple[float, int]] = {}
         self._unsettled: tuple[list[int], list[int], list[int], bytes, list[int]] | None = None
         self._untraced: list[tuple[list[int], list[bytes], int]] = []
         self._period_lost: set[int] = set()
-        """Rows (v1) whose period somebody else changed: seen when reading back, mended before the next quota."""
+        """Rows whose period somebody else changed: seen when reading back, mended soon (v2) or with the next quota."""
         self.limits = Limits(np.full(n, np.inf), np.ones((n, topology.cpus), bool), np.full(n, np.inf))
         self._by_affinity: list[int] = []
+        self.shelter = Shelter(self.limits.cpus, apart, self._put)
         self.trace: list[list[tuple[str, bytes]]] | None = None
         self.others: list[tuple[str, bytes]] = []
         """Calls of the same tick that somebody else made: they come behind ours in the trace."""
@@ -91,6 +93,7 @@ class Writer:
         self._io_writes[row] = [(knob.fd, self._io_tables[knob.version][d]) for knob, d in vm.io]
         self._quota_fds[row] = vm.quota.fd
         self._period_lost.discard(row)
+        self.shelter.homeless.pop(row, None)
         self._paths |= {k.fd: k.path for k in (vm.quota, *vm.cpuset[:1], *(k for k, _ in vm.io))}
         self._by_affinity = [r for r, other in enumerate(self._vms) if not other.cpuset and not other.absent]
         self.limits.quota[row] = self.limits.io[row] = np.inf
@@ -108,12 +111,30 @@ class Writer:
             data = self._lists.payload(self.limits.cpus[row].tobytes())
             write_cpus(vm, data, data, b"")
 
+    def tend_period(self, row: int) -> None:
+        """Write a shared VM's quota again where its period (v2) was found to be another. Raises OSError."""
+        units, knob = self.limits.quota[row], self._vms[row].quota
+        if row in self._period_lost and knob.version == 2 and np.isfinite(units):
+            self._period_lost.discard(row)
+            self._pwrite(knob.fd, self._quota_payloads[row][min(max(int(units), 1), self._top)], 0)
+
     def confine(self, row: int, cpus: BoolArray) -> None:
         """Keep a VM on ``cpus`` (C,), outside any plan. Raises OSError."""
         self.settle()
         if self._vms[row].cpuset:
             self.limits.cpus[row] |= cpus
         self._move_all(row, cpus, cpus.tobytes())
+
+    def _put(self, row: int, cpus: BoolArray) -> bool:
+        """Keep a VM on ``cpus`` without any note in ``limits``; return whether the kernel took it."""
+        kept = self.limits.cpus[row].copy()
+        try:
+            self._move_all(row, cpus, cpus.tobytes())
+        except OSError:
+            return False  # it is gone, or reading it back says more
+        finally:
+            self.limits.cpus[row] = kept
+        return True
 
     def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
         """Write ``plan`` (see :class:`~foreshare.envs.hal.protocol.Actuation`).
@@ -124,6 +145,7 @@ class Writer:
         """
         receipt.clear()
         self.settle()
+        self.shelter.make_way(plan)
         now, deadline = self._clock.now_ns, deadline_ns or 1 << 62
         controls, rows, values = plan.control.tolist(), plan.vm.tolist(), plan.value.tolist()
         raw_sets = plan.cpu_sets.tobytes()
@@ -168,14 +190,14 @@ class Writer:
         for k in range(start, len(controls)):
             control, row, value = controls[k], rows[k], values[k]
             if control == _CPU:
-                if row in lost:
+                if row in lost and vms[row].quota.version == 1:
                     return fds, datas, owners, k
                 fds.append(quota_fds[row])
                 datas.append(quotas[row][value if 0 < value <= top else min(max(value, 1), top)])
                 owners.append(k)
             elif control == _CPUS:
                 knobs = vms[row].cpuset
-                if len(knobs) != 1:
+                if len(knobs) != 1 or self.shelter.some_offline:
                     return fds, datas, owners, k
                 fds.append(knobs[0].fd)
                 datas.append(payload(raw_sets[value * width : (value + 1) * width]))
@@ -219,7 +241,8 @@ class Writer:
         """Write an entry that is more than one plain write; return the number of system calls. Raises OSError."""
         if control == _CPUS:
             key = raw_sets[value * self._width : (value + 1) * self._width]
-            return self._move_all(row, np.frombuffer(key, bool), key)
+            cpus = np.frombuffer(key, bool)
+            return self._move_all(row, cpus, key) if self.shelter.can_run(row, cpus) else 1
         self._period_lost.discard(row)
         put_bandwidth(self._vms[row].cpu, NO_LIMIT, self._period_us)
         self._pwrite(self._quota_fds[row], self._quota_payloads[row][min(max(value, 1), self._top)], 0)
@@ -254,27 +277,7 @@ class Writer:
 
     def describe(self, plan: Plan, root: str) -> list[str]:
         """Return one line for each write, with paths below ``root``."""
-        lines: list[str] = []
-        for control, row, value in zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), strict=True):
-            vm = self._vms[row]
-            parts: list[str] = []
-            if control == _CPU:
-                data = self._quota_payloads[row][min(max(value, 0), self._top)]
-                parts.append(f"write {_text(data)} to {_below(root, vm.quota.path)}")
-            elif control == _CPUS:
-                text = _text(self._lists.payload(plan.cpu_sets[value].tobytes()))
-                parts += [f"write {text} to {_below(root, knob.path)}" for knob in vm.cpuset]
-                if not vm.cpuset:
-                    many = len(self._threads[row].threads)
-                    parts.append(f"set the affinity of {many} threads of {vm.cgroup} to {text}")
-            elif control == _IO:
-                parts += [
-                    f"write {_text(table[min(max(value, 0), IO_UNITS)])} to {_below(root, knob.path)}"
-                    for (knob, _), (_, table) in zip(vm.io, self._io_writes[row], strict=True)
-                ]
-            what = _WORDS.get(Control(control), "IO")
-            lines.append(", ".join(parts) or f"nothing: {what} of {vm.cgroup} cannot move here")
-        return lines
+        return describe_writes(plan, root, self._vms, self._threads, self._lists, self._quota_payloads, self._io_writes)
 
     def _move_all(self, row: int, new: BoolArray, key: bytes) -> int:
         """Move a VM whose CPUs are more than one file: its threads one by one, or a v1 cpuset with others below it."""
@@ -344,22 +347,25 @@ class Writer:
         data = os.pread(vm.quota.fd, 64, 0)
         period = os.pread(vm.period_fd, 32, 0) if vm.period_fd >= 0 else b""
         key = (vm.quota.version, data, period)
-        found = self._quota_read.get(key)
-        if found is None:
+        found, period_us = self._quota_read.get(key, (0.0, 0))
+        if not period_us:
             quota_us, period_us = parse_quota(vm.quota.version, data, int(first_line(period) or 0))
             found = np.inf if quota_us == NO_LIMIT else float(quota_us * self._upc // max(period_us, 1))
             if len(self._quota_read) > 1 << 14:
                 self._quota_read.clear()
-            self._quota_read[key] = found
-        if period and int(first_line(period)) != self._period_us:
+            self._quota_read[key] = found, period_us
+        if period_us != self._period_us:
             self._period_lost.add(row)
         else:
             self._period_lost.discard(row)
         return found
 
     def _read_cpus(self, row: int, vm: VmControls) -> None:
+        meanwhile = self.shelter.homeless.get(row)
         if vm.cpuset:
             data = first_line(os.pread(vm.cpuset[0].fd, 4096, 0))
+            if meanwhile and self._lists.row(data)[0].tobytes() == meanwhile:
+                return
             if data.strip() or vm.cpuset[0].version == 1:
                 self.limits.cpus[row] = self._lists.row(data)[0]
             else:  # v2: nothing said means what the parent has
@@ -367,7 +373,9 @@ class Writer:
             return
         masks = self._threads[row].affinity()
         if masks:
-            self.limits.cpus[row] = np.isin(self._ids, list(frozenset[int]().union(*masks.values())))
+            found = np.isin(self._ids, list(frozenset[int]().union(*masks.values())))
+            if found.tobytes() != meanwhile:
+                self.limits.cpus[row] = found
 
     def _read_io(self, vm: VmControls) -> float:
         least = np.inf
@@ -385,11 +393,3 @@ class Writer:
         where = vm.quota.path if control == _CPU else vm.cpuset[0].path if control == _CPUS and vm.cpuset else vm.cgroup
         lost = missing_above(vm) if control == _CPUS and error.errno == errno.EACCES else ""
         return f"{where}: {lost or error.strerror}"
-
-
-def _text(data: bytes) -> str:
-    return data.decode().strip() or "nothing"
-
-
-def _below(root: str, path: str) -> str:
-    return path.removeprefix(root).lstrip("/")

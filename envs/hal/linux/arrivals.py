@@ -70,13 +70,18 @@ class Arrivals:
         homes = self.found.homes
         for uuid, row in self._rows.items():
             self._home[row] = homes.get(uuid, "")
-        self.trouble = ""
-        """Why the latest arrival could not be opened, or has no row."""
+        self._closed_to_us: dict[int, str] = {}
+        """By row: why a VM that arrived could not be opened."""
+        self._rowless = ""
 
     @property
     def found(self) -> Found:
         """What is known now."""
         return self._watch.found if self._watch is not None else Found()
+
+    def troubles(self) -> list[str]:
+        """Return a line for each VM that is not managed though it runs, and one where libvirt does not answer."""
+        return [self._rowless, *self._closed_to_us.values(), *([t] if (t := self.found.trouble) else ())]
 
     def home(self, row: int) -> str:
         """Return the cgroup that a VM lives in; "": nowhere."""
@@ -102,6 +107,7 @@ class Arrivals:
         if self._watch is None:
             return
         homes = self._watch.found.homes
+        self._rowless = ""
         if self._free and not homes.keys() <= self._rows.keys():
             self._welcome(present, renamed)
         for uuid, row in self._rows.items():
@@ -128,9 +134,10 @@ class Arrivals:
         try:
             attach(row, home)
         except (ForeshareError, OSError) as error:
-            self.trouble = f"VM {self.specs[row].name!r} in {home}: {error}"
+            self._closed_to_us[row] = f"VM {self.specs[row].name!r} in {home}: {error}"
             self._wait[row] = -retry
             return
+        self._closed_to_us.pop(row, None)
         self._home[row] = home
         self._wait[row] = max(GONE_TICKS - self._absent[row], 1)
 
@@ -143,7 +150,7 @@ class Arrivals:
         idle = [r for r in self._free if not present[r] and self.specs[r].uuid not in found.homes and not self._wait[r]]
         idle.sort(key=lambda r: not self.specs[r].name.startswith("(free "))
         if len(new) > len(idle):
-            self.trouble = f"{len(new) - len(idle)} VMs have no row: keep more free ([host.discovery] spare)"
+            self._rowless = f"{len(new) - len(idle)} VMs have no row: keep more free ([host.discovery] spare)"
         specs = list(self.specs)
         for uuid, row in zip(new, idle, strict=False):
             del self._rows[specs[row].uuid]

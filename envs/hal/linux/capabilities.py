@@ -15,7 +15,7 @@ from foreshare.envs.hal.types import Capability
 from foreshare.policies.errors import HostError, InputError
 
 from .cgroups import Cgroup, Hierarchies, find_hierarchies, split_path
-from .resctrl.offer import Offer, find_offer
+from .resctrl.offer import Offer, find_offer, why_unwritable
 from .resctrl.spec import ResctrlSpec
 from .roots import Roots, read_text
 from .spec import IoDevice
@@ -79,7 +79,7 @@ def _cpu(h: Hierarchies, roots: Roots, units: int, unit: str, cgroups: Sequence[
 
 def _cache(roots: Roots, flags: frozenset[str], offer: Offer | str) -> Capability:
     if isinstance(offer, Offer) and offer.info.cache is not None:
-        why = offer.why_no_ways or _unwritable(roots, offer.info.path)
+        why = offer.why_no_ways or why_unwritable(roots, offer.info.path)
         measure = "llc_occupancy" in offer.info.features
         return Capability(
             measure=measure, move=not why, interface="resctrl L3", unit="way", units=offer.ways, why_not=why
@@ -89,7 +89,7 @@ def _cache(roots: Roots, flags: frozenset[str], offer: Offer | str) -> Capabilit
 
 def _memory(roots: Roots, flags: frozenset[str], offer: Offer | str) -> Capability:
     if isinstance(offer, Offer) and offer.info.bandwidth is not None:
-        why = offer.why_no_memory or _unwritable(roots, offer.info.path)
+        why = offer.why_no_memory or why_unwritable(roots, offer.info.path)
         measure = "mbm_total_bytes" in offer.info.features
         return Capability(
             measure=measure, move=not why, interface="resctrl MB", unit=offer.memory_unit if offer.memory_units else "",
@@ -108,12 +108,6 @@ def _without(flags: frozenset[str], flag: str, what: str, offer: Offer | str, ot
     else:
         why = offer
     return Capability(measure=False, move=False, interface="", unit="", units=0, why_not=why)
-
-
-def _unwritable(roots: Roots, path: str) -> str:
-    if roots.resctrl is not None or os.access(f"{path}/schemata", os.W_OK):
-        return ""
-    return f"no permission to write below {path}: run as root"
 
 
 def resctrl_facts(roots: Roots) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from .controls import (
     write_cpus,
 )  # fmt: skip
 from .cpu_partitions import FILE as PARTITION_FILE
-from .restore import KIND, VERSION, boot_id, items_of, put_bandwidth, put_weight, weight_file
+from .memory_nodes import MemoryNodes, bind_memory
+from .restore import KIND, VERSION, boot_id, burst_file, items_of, put_bandwidth, put_weight, weight_file
 from .roots import Roots, read_text
 from .threads import VmThreads
 from .topology import MIN_QUOTA_US, CpuLayout
@@ -48,6 +49,19 @@ class Held:
     period_us: int
     cookies: bool = False
     """Whether VMs that are not shared get core-scheduling cookies."""
+    memory_nodes: MemoryNodes = "off"
+    """Whether their memory is bound to their zone's node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one VM has that stays as it is while we hold it."""
+
+    weight: int
+    idle: int | None
+    """None: the kernel has no cpu.idle."""
+    why_not_bound: str
+    """Why its memory is not bound to its node, empty where it is or need not be."""
 
 
 def collect(held: Held, roots: Roots) -> dict[str, Any]:
@@ -69,6 +83,7 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
                     bandwidth,
                     {"what": "weight", "cgroup": group.path, "inode": group.inode,
                      "weight": int(_must(group, weight_file(group))), "idle": None if idle is None else int(idle)},
+                    *_burst(group),
                 ]  # fmt: skip
                 continue
             # v1 refuses a quota below a child's, so children's are lifted while we hold the VM. v2 does not mind.
@@ -77,7 +92,7 @@ def collect(held: Held, roots: Roots) -> dict[str, Any]:
             group.close()
         if vm.cpuset:
             tree = [
-                [g.path, g.inode, _must(g, "cpuset.cpus").decode().strip(), not _must(g, "cpuset.mems").strip()]
+                [g.path, g.inode, *(_must(g, name).decode().strip() for name in ("cpuset.cpus", "cpuset.mems"))]
                 for g in vm.cpuset_tree
             ]
             items += _partition(vm.cpuset_tree[0])
@@ -107,8 +122,8 @@ def adopt(
         ours = any(item["cgroup"] == vm or item["cgroup"].startswith(vm + "/") for vm in managed)
         if key in merged:
             merged[key] = _older(item, merged[key])
-        elif ours and item["what"] in ("bandwidth", "affinity"):
-            # A child's quota that is lifted already, or threads that were confined by affinity and now by a cpuset.
+        elif ours and item["what"] in ("bandwidth", "burst", "affinity"):
+            # What is lifted already, or threads that were confined by affinity and now by a cpuset.
             merged[key] = dict(item)
         else:
             left.append(item)
@@ -133,16 +148,18 @@ def _older(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return dict(old)
 
 
-def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> None:
+def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> list[Taken | None]:
     """Write what does not change while we hold the host: period, weight, cpu.idle, memory nodes, managed CPUs.
 
     A shared VM keeps its rate while its period changes; an isolated one loses its quota, its cores bound it. CPUs
     that are not managed leave a VM's cpuset. ``found`` is what the controls hold now, ``doc`` what they held before
-    anybody of us came. Raises OSError.
+    anybody of us came. Returns what each VM was given, None for absent ones. Raises OSError.
     """
+    out: list[Taken | None] = []
     children = {i["cgroup"]: i for i in found["items"] if i["what"] == "bandwidth"}
     for row, vm in enumerate(held.controls):
         if vm.absent:
+            out.append(None)
             continue
         mine = children[vm.cgroup]
         for path, item in children.items():
@@ -152,21 +169,35 @@ def take(held: Held, found: Mapping[str, Any], doc: Mapping[str, Any]) -> None:
                     put_bandwidth(child, NO_LIMIT, item["period"])
                 finally:
                     child.close()
+        if any(i["what"] == "burst" and i["cgroup"] == vm.cgroup for i in found["items"]):
+            vm.cpu.write(burst_file(vm.cpu), b"0\n")
         quota = NO_LIMIT
         shared = held.table.isolation[row] == Isolation.SHARED
         if shared and mine["quota"] != NO_LIMIT:
             quota = max(mine["quota"] * held.period_us // mine["period"], MIN_QUOTA_US)
         put_bandwidth(vm.cpu, quota, held.period_us)
-        weight = next(i for i in doc["items"] if i["what"] == "weight" and i["cgroup"] == vm.cgroup)
-        if shared and not weight["idle"]:
-            put_weight(vm.cpu, _weight(held, row, vm.cpu.mount.version), weight["idle"])
-            if held.table.priority[row] < 0 and weight["idle"] is not None:
-                vm.cpu.write("cpu.idle", b"1\n")
-        else:
-            put_weight(vm.cpu, weight["weight"], weight["idle"])
+        item = next(i for i in doc["items"] if i["what"] == "weight" and i["cgroup"] == vm.cgroup)
+        weight, idle = int(item["weight"]), item["idle"]
+        if shared and not idle:
+            weight = _weight(held, row, vm.cpu.mount.version)
+            put_weight(vm.cpu, weight, idle)
+            if held.table.priority[row] < 0 and idle is not None:
+                idle = 1
+        put_weight(vm.cpu, weight, idle)
         _take_cpuset(vm, held.layout)
+        bind = not shared and held.memory_nodes != "off"
+        node = held.layout.node_id[int(held.table.zone[row])]
+        why = bind_memory(vm.cpuset_tree, node, move=held.memory_nodes == "bind") if bind else ""
+        out.append(Taken(weight, idle, why))
         if any(i["what"] == "cookie" and i["cgroup"] == vm.cgroup for i in found["items"]):
             cookies.give(held.threads[row].threads)
+    return out
+
+
+def replaced(doc: Mapping[str, Any], former: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``doc`` with what was found of a VM in place of what was remembered of the cgroup it lived in before."""
+    kept = [item for item in doc["items"] if not former or item["cgroup"] != former]
+    return dict(doc, items=kept + found["items"])
 
 
 def _has_cookie(threads: VmThreads) -> bool:
@@ -221,6 +252,13 @@ def _bandwidth(group: Cgroup) -> dict[str, Any]:
     else:  # below the VM, without the cpu controller
         quota, period = NO_LIMIT, 0
     return {"what": "bandwidth", "cgroup": group.path, "inode": group.inode, "quota": quota, "period": period}
+
+
+def _burst(group: Cgroup) -> list[dict[str, Any]]:
+    """Return the item of what a group may save up: no quota below that is taken (tg_set_cfs_bandwidth())."""
+    name = burst_file(group)
+    burst = int(group.read(name) or 0) if group.has(name) else 0
+    return [{"what": "burst", "cgroup": group.path, "inode": group.inode, "burst": burst}] if burst else []
 
 
 def _partition(group: Cgroup) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ def vm_facts(vm: VmControls, threads: VmThreads, hierarchies: Hierarchies) -> di
         used = memory.read("memory.usage_in_bytes" if one else "memory.current")
         if used is not None:
             out["memory_bytes"] = int(used)
-        nodes = _nodes(memory.read("memory.numa_stat") or b"", one=one)
+        nodes = node_bytes(memory.read("memory.numa_stat") or b"", one=one)
         if nodes:
             out["memory_node_bytes"] = nodes
     finally:
@@ -57,7 +57,7 @@ def _unified(vm: VmControls, name: str, hierarchies: Hierarchies) -> bytes | Non
         group.close()
 
 
-def _nodes(data: bytes, *, one: bool) -> dict[str, int]:
+def node_bytes(data: bytes, *, one: bool) -> dict[str, int]:
     """Return bytes by node: v1 counts pages ("total=9 N0=9"), v2 bytes ("anon N0=.." and "file N0=.."), summed here."""
     out: dict[str, int] = {}
     for line in data.decode("ascii", "replace").splitlines():

@@ -11,7 +11,7 @@ import numpy as np
 from foreshare.envs.hal.clock import MonotonicClock
 from foreshare.envs.hal.protocol import Clock
 from foreshare.envs.hal.spec import resolve
-from foreshare.envs.hal.types import Control, Plan, Receipt
+from foreshare.envs.hal.types import Plan, Receipt
 from foreshare.policies.errors import HalError, HostError
 from foreshare.policies.host import IntArray, Placement, Topology, VmTable
 from foreshare.policies.reading import Reading
@@ -20,22 +20,24 @@ from . import claim, cookies
 from .actuation import Writer
 from .arrivals import Arrivals
 from .cgroups import find_hierarchies
-from .claim import Held
+from .claim import Held, Taken
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
-from .opening import Opener, lease, raise_descriptor_limit, refuse_nesting, while_opening
+from .hotplug import Processors, without_offline
+from .opening import Opener, lease, lease_all, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
-from .resctrl.offer import Offer, files_of, find_offer, with_offer
+from .resctrl.offer import Offer, files_of, find_offer, why_unwritable, with_offer
 from .resctrl.partitions import Partitions
 from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
 from .roots import Roots
 from .spec import LinuxSpec
+from .stays import tend
 from .telemetry import Sampler
-from .threads import LOOK_TICKS, VmThreads, schedstat_works
+from .threads import VmThreads, schedstat_works
 from .topology import discover
 from .troubles import troubles_of
 
@@ -60,6 +62,9 @@ class LinuxHal:
         if len(set(self._devices)) < len(self._devices):
             raise HostError("the same IO device is configured twice")
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
+        self._processors = Processors(self._roots, self._topology.cpu_id)
+        self._offline: list[str] = []
+        self._taken: list[Taken | None] = []
         self._hierarchies = find_hierarchies(self._roots)
         self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots, self._hierarchies)
         self._specs = self._arrivals.specs
@@ -82,6 +87,7 @@ class LinuxHal:
         try:
             self._vms = resolve(self._specs, self._topology)
             offer = self._offer()
+            self._whole = self._topology
             if not isinstance(offer, Offer):
                 self.why_no_resctrl = offer
             refuse_nesting(spec.vms)
@@ -111,7 +117,7 @@ class LinuxHal:
 
     @property
     def topology(self) -> Topology:
-        """The hardware that may be handed out."""
+        """The hardware that may be handed out; another one of the same size when CPUs go offline or come back."""
         return self._topology
 
     @property
@@ -153,8 +159,10 @@ class LinuxHal:
     def sample(self, reading: Reading) -> None:
         """Fill ``reading`` in place."""
         self._arrivals.follow(self._sampler.present, self._attach, self._arrived, self._renamed)
+        if self._processors.changed():
+            self._replan()
         self._sampler.sample(reading)
-        self._tend_cpusets()
+        self._tend()
         if self.partitions is not None:
             self.partitions.dirty |= self._follow_cpus()
         if self._upkeep is not None:
@@ -172,8 +180,10 @@ class LinuxHal:
 
     def troubles(self) -> tuple[str, ...]:
         """See Complains."""
-        names = [vm.name for vm in self._specs]
-        return troubles_of(self._arrivals, self.cpu_partitions, self.partitions, self._monitor, names)
+        return troubles_of(
+            [vm.name for vm in self._specs], self._offline, self._taken, self._writer.shelter, self._arrivals,
+            self.cpu_partitions, self.partitions, self._monitor,
+        )  # fmt: skip
 
     def claim(
         self, remember: Callable[[Mapping[str, object]], None], previous: Mapping[str, object] | None = None
@@ -188,11 +198,8 @@ class LinuxHal:
             raise HostError("this host was opened for reading only")
         if self._claimed:
             return
-        self._lease()
-        held = Held(
-            self._controls, self._threads, self._vms, self._layout, self._devices, self._spec.period_us,
-            self._cookies,
-        )  # fmt: skip
+        lease_all(self._controls)
+        held = self._held(self._controls, self._threads, self._vms)
         managed = {vm.cgroup for vm in self._controls if not vm.absent}
         try:
             found = self._collect(held)
@@ -209,7 +216,7 @@ class LinuxHal:
         remember(doc)
         self._doc, self._remember = doc, remember
         try:
-            claim.take(held, found, doc)
+            self._taken = claim.take(held, found, doc)
             if self.partitions is not None:
                 self.partitions.take(previous_groups(previous or {}))
                 if self._monitor is not None:
@@ -229,12 +236,7 @@ class LinuxHal:
     def describe(self, plan: Plan) -> list[str]:
         """Return one line for each write of ``plan``."""
         lines = self._writer.describe(plan, self._roots.cgroup)
-        if self.partitions is not None:
-            entries = zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), strict=True)
-            for k, (control, row, value) in enumerate(entries):
-                if control in (Control.WAYS, Control.MEMORY):
-                    lines[k] = describe(self.partitions, control, row, value) or lines[k]
-        return lines
+        return lines if self.partitions is None else describe(self.partitions, plan, lines)
 
     def apply(self, plan: Plan, deadline_ns: int, receipt: Receipt) -> None:
         """Write ``plan`` in order. Raises HalError before ``claim``."""
@@ -275,14 +277,9 @@ class LinuxHal:
         self._writer.settle()
         return self.partitions.state.bandwidth.follow(self._writer.limits.cpus)
 
-    def _lease(self) -> None:
-        """Lock the VMs' cgroup directories (flock), for as long as they are open here.
-
-        The runtime has a lease of its own, but two that keep their state in different places would not meet there.
-        """
-        for vm in self._controls:
-            if not vm.absent:
-                lease(vm)
+    def _held(self, controls: list[VmControls], threads: list[VmThreads], table: VmTable) -> Held:
+        s = self._spec
+        return Held(controls, threads, table, self._layout, self._devices, s.period_us, self._cookies, s.memory_nodes)
 
     def _attach(self, row: int, cgroup: str) -> None:
         """Take hold of a VM that runs in another cgroup than before. Raises HostError, InputError, OSError.
@@ -293,18 +290,15 @@ class LinuxHal:
         try:
             if self._claimed:
                 lease(controls)
-                held = Held(
-                    [controls], [threads], self._vms.take(np.array([row])), self._layout, self._devices,
-                    self._spec.period_us, self._cookies,
-                )  # fmt: skip
+                if self.partitions is not None:
+                    self.partitions.refuse_foreign(set(threads.threads))
+                held = self._held([controls], [threads], self._vms.take(np.array([row])))
                 found = claim.collect(held, self._roots)
-                former = self._controls[row].cgroup
-                doc = dict(self._doc or found)
-                doc["items"] = [i for i in doc["items"] if not former or i["cgroup"] != former] + found["items"]
+                doc = claim.replaced(self._doc or found, self._controls[row].cgroup, found)
                 if self._remember is not None:
                     self._remember(doc)
                 self._doc = doc
-                claim.take(held, found, found)
+                self._taken[row] = claim.take(held, found, found)[0]
         except BaseException:
             threads.close()
             controls.close()
@@ -317,13 +311,25 @@ class LinuxHal:
         self._sampler.present[row] = False
         if self._claimed:
             apart = self._writer.apart & np.array(self._sampler.present)
-            free = ~self._writer.limits.cpus[apart].any(axis=0)
+            free = ~self._writer.limits.cpus[apart].any(axis=0) & self._processors.online
             if free.any():
                 self._writer.confine(row, free)
 
     def _renamed(self) -> None:
         self._specs = self._arrivals.specs
-        self._vms = resolve(self._specs, self._topology)
+        self._contract()
+
+    def _contract(self) -> None:
+        """Resolve what was asked for on the CPUs that are there."""
+        whole = resolve(self._specs, self._whole)
+        self._topology, self._vms, self._offline = without_offline(self._whole, whole, self._processors.online)
+
+    def _replan(self) -> None:
+        """Go on without CPUs that went offline, or with those that came back."""
+        self._contract()
+        if self._claimed:
+            self._writer.settle()
+            self._writer.shelter.hotplug(self._processors.online, self._sampler.present)
 
     def _arrived(self, row: int) -> None:
         """Count a VM as there from now on."""
@@ -332,18 +338,13 @@ class LinuxHal:
         if self.partitions is not None and self._upkeep is not None:
             self._upkeep.welcome(row)
 
-    def _tend_cpusets(self) -> None:
-        """Look after partitions, and after cgroups that appeared below the VMs' own: some of the VMs each time."""
+    def _tend(self) -> None:
+        """Look after what no plan writes: some of the VMs each time."""
         if not self._claimed:
             return
         self.cpu_partitions.tend(self._sampler.present, self._writer.limits.cpus)
         self._turn += 1
-        for row in range(self._turn % LOOK_TICKS, len(self._controls), LOOK_TICKS):
-            if self._sampler.present[row]:
-                try:
-                    self._writer.tend_children(row)
-                except (OSError, HostError):
-                    continue  # it is being taken apart; the next plan for it, or its turn, says more
+        tend(self._turn, self._writer, self._controls, self._taken, self._sampler.present)
 
     def _offer(self) -> Offer | str:
         """Return what resctrl offers, and give the topology and the VMs' contracts units of it."""
@@ -352,6 +353,8 @@ class LinuxHal:
         offer = find_offer(self._roots, self._layout, spec, most)
         if isinstance(offer, Offer) and not offer.ways and not offer.memory_units:
             offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
+        if isinstance(offer, Offer) and not self._read_only:
+            offer = why_unwritable(self._roots, offer.info.path) or offer
         if isinstance(offer, Offer):
             self._topology = with_offer(self._topology, offer)
             self._vms = resolve(self._specs, self._topology)
@@ -385,6 +388,7 @@ class LinuxHal:
     def _release(self) -> None:
         self._closed, self._claimed = True, False
         self._arrivals.close()
+        self._processors.close()
         self._close_partitions()
         for threads in self._threads:
             threads.close()

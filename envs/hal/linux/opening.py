@@ -137,3 +137,13 @@ def lease(vm: VmControls) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.EINVAL, errno.ENOLCK):
             raise HostError(while_opening(error)) from error
+
+
+def lease_all(vms: list[VmControls]) -> None:
+    """Lock the VMs' cgroup directories (flock), for as long as they are open here. Raises HostError.
+
+    The runtime has a lease of its own, but two that keep their state in different places would not meet there.
+    """
+    for vm in vms:
+        if not vm.absent:
+            lease(vm)

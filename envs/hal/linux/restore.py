@@ -184,6 +184,20 @@ def _weight(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
         group.close()
 
 
+def burst_file(group: Cgroup) -> str:
+    """Return the name of the file that says how much unused quota may be saved up."""
+    return "cpu.cfs_burst_us" if group.mount.version == 1 else "cpu.max.burst"
+
+
+def _burst(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
+    group = _open(hierarchies, "cpu", item["cgroup"], item["inode"])
+    try:
+        if _number(group, burst_file(group)) != int(item["burst"]):
+            group.write(burst_file(group), b"%d\n" % int(item["burst"]))
+    finally:
+        group.close()
+
+
 def weight_file(group: Cgroup) -> str:
     """Return the name of the weight file of this version."""
     return "cpu.shares" if group.mount.version == 1 else "cpu.weight"
@@ -201,26 +215,30 @@ def put_weight(group: Cgroup, weight: int, idle: int | None) -> None:
 
 
 def _cpuset(item: Item, hierarchies: Hierarchies, _: Roots) -> None:
-    tree: list[tuple[Cgroup, frozenset[int], bool]] = []
+    tree: list[tuple[Cgroup, frozenset[int], frozenset[int] | None]] = []
     try:
-        for path, inode, cpus, no_mems in item["tree"]:
+        for path, inode, cpus, mems in item["tree"]:
+            # Records of an earlier version say only whether there were no memory nodes.
+            nodes = cpulist.parse(mems) if isinstance(mems, str) else frozenset[int]() if mems else None
             try:
-                tree.append((_open(hierarchies, "cpuset", path, inode), cpulist.parse(cpus), bool(no_mems)))
+                tree.append((_open(hierarchies, "cpuset", path, inode), cpulist.parse(cpus), nodes))
             except _GoneError:
                 if not tree:
                     raise
         # From above to the union, from below to the original: see controls.write_cpus.
-        for group, cpus, _no_mems in tree:
+        for group, cpus, nodes in tree:
             now = _set(group, "cpuset.cpus")
             if len(tree) > 1 and not cpus <= now:
                 group.write("cpuset.cpus", cpulist.form(cpus | now).encode() + b"\n")
-        for group, cpus, no_mems in reversed(tree):
+            if nodes and not nodes <= _set(group, "cpuset.mems"):
+                _write_set(group, "cpuset.mems", nodes)
+        for group, cpus, nodes in reversed(tree):
             if _set(group, "cpuset.cpus") != cpus:
                 _write_set(group, "cpuset.cpus", cpus)
-            if no_mems and _set(group, "cpuset.mems"):
-                _write_set(group, "cpuset.mems", frozenset())
+            if nodes is not None and _set(group, "cpuset.mems") != nodes:
+                _write_set(group, "cpuset.mems", nodes)
     finally:
-        for group, _cpus, _no_mems in tree:
+        for group, _cpus, _nodes in tree:
             group.close()
 
 
@@ -343,5 +361,5 @@ def _resctrl(item: Item, _: Hierarchies, roots: Roots) -> None:
 
 _KINDS: dict[str, Callable[[Item, Hierarchies, Roots], None]] = {
     "bandwidth": _bandwidth, "weight": _weight, "cpuset": _cpuset, "io": _io, "affinity": _affinity,
-    "partition": _partition, "resctrl": _resctrl, "cookie": _cookie,
+    "partition": _partition, "burst": _burst, "resctrl": _resctrl, "cookie": _cookie,
 }  # fmt: skip

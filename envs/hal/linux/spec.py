@@ -12,6 +12,7 @@ from foreshare.policies.errors import HostError, InputError
 
 from .cpu_partitions import PartitionMode
 from .discovery.spec import DiscoverySpec
+from .memory_nodes import MemoryNodes
 from .resctrl.spec import ResctrlSpec
 from .roots import Roots
 from .topology import MIN_QUOTA_US
@@ -65,6 +66,8 @@ class LinuxSpec:
     """Whether isolated VMs' cpusets (v2) become partitions, so that nothing else on the host runs on their cores."""
     core_scheduling: CoreScheduling = "off"
     """Whether isolated VMs each get a core-scheduling cookie of their own: off, or auto where the kernel can."""
+    memory_nodes: MemoryNodes = "auto"
+    """Whether isolated VMs' memory is bound to their zone's NUMA node when they are taken in; see memory_nodes.py."""
     io: tuple[IoDevice, ...] = ()
     units_per_cpu: int = 10
     discovery: DiscoverySpec = field(default_factory=DiscoverySpec)
@@ -88,5 +91,7 @@ class LinuxSpec:
             raise InputError(f"cpu_partitions must be off, root or isolated, not {self.cpu_partitions!r}")
         if self.core_scheduling not in ("off", "auto"):
             raise InputError(f"core_scheduling must be off or auto, not {self.core_scheduling!r}")
+        if self.memory_nodes not in ("off", "auto", "bind"):
+            raise InputError(f"memory_nodes must be off, auto or bind, not {self.memory_nodes!r}")
         if self.placement not in ("auto", "cpuset", "affinity"):
             raise InputError(f"placement must be auto, cpuset or affinity, not {self.placement!r}")

@@ -1,15 +1,22 @@
-"""One planned write in words, for dry runs."""
+"""Planned writes to resctrl in words, for dry runs."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from foreshare.envs.hal.types import Control
+from foreshare.envs.hal.types import Control, Plan
 
 from .partitions import Partitions
 
 
-def describe(parts: Partitions, control: int, row: int, value: int) -> str:
+def describe(parts: Partitions, plan: Plan, lines: list[str]) -> list[str]:
+    """Return ``lines``, one for each write of ``plan``, with those in place that move ways or memory bandwidth."""
+    entries = zip(plan.control.tolist(), plan.vm.tolist(), plan.value.tolist(), lines, strict=True)
+    moved = (Control.WAYS, Control.MEMORY)
+    return [(control in moved and _write(parts, control, row, value)) or line for control, row, value, line in entries]
+
+
+def _write(parts: Partitions, control: int, row: int, value: int) -> str:
     """Return what one write of a plan comes to; empty where that resource does not move here."""
     offer, state = parts.offer, parts.state
     name = parts.named[int(state.group[row])][0]

@@ -119,6 +119,7 @@ class Members:
             files.pwrite(group.tasks, data, 0)
             if self._mon[row] >= 0:
                 files.pwrite(self._mon[row], data, 0)
+            self.failed = ""
         except OSError as error:
             if error.errno != errno.ESRCH:  # it ended meanwhile: nothing to move
                 self.failed = f"{group.name}/tasks: {self._tree.words(error)}"

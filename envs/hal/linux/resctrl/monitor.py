@@ -72,7 +72,7 @@ class Monitor:
         self.overfull: BoolArray = np.zeros(n, bool)
         """(N,) VMs that filled ways which they do not have."""
         self.failed = ""
-        """Why the thread ended, if it did."""
+        """Why the latest round was none; empty if it was one."""
 
     def watch(self, parts: Partitions) -> None:
         """Tell which files are each VM's from now on; the reader opens them at its next round."""
@@ -107,6 +107,7 @@ class Monitor:
         while not self._stop.wait(self._period_s):
             try:
                 self.once(time.monotonic_ns)
+                self.failed = ""
             except OSError as error:  # the mount went away under our hands: the next watch() says where it is now
                 self.failed = error.strerror or str(error)
                 self._forget()

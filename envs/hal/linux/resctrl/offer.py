@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,6 +116,13 @@ def find_offer(roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone:
 def files_of(roots: Roots) -> Files:
     """Return the calls that resctrl is driven through on these roots."""
     return OsFiles() if roots.resctrl is None else roots.resctrl
+
+
+def why_unwritable(roots: Roots, path: str) -> str:
+    """Return why nothing can be moved through the mount at ``path``: it belongs to root, and nobody delegates it."""
+    if roots.resctrl is not None or os.access(f"{path}/schemata", os.W_OK):
+        return ""
+    return f"no permission to write below {path}: run as root"
 
 
 def _other_groups(files: Files, path: str, names: GroupNames) -> set[str]:

@@ -90,20 +90,24 @@ class Partitions:
         self.tree.lease()
         planned = [name for name, _ in self.named]
         try:
-            others = {n for n in self.tree.names() if n not in planned and not self.names.ours(n)}
-            mine = self.members.all_threads()
-            for name in sorted(others):
-                if mine & self.tree.tasks_of(name):
-                    raise HostError(
-                        f"threads of the VMs are in the resctrl group {name!r} of another tool (libvirt's cachetune?):"
-                        ' take them out of it, or leave cache and memory to it with use = "off" in [host.resctrl]'
-                    )
+            self.refuse_foreign(self.members.all_threads())
             root = self.tree.root_values() if self.spec.confine_host else {}
         except OSError as error:
             raise HostError(f"{self.tree.path}: {self.tree.words(error)}") from error
         kept = {name: {str(d): v for d, v in root.get(name, {}).items()} for name in root if name.startswith("L3")}
         return {"what": "resctrl", "cgroup": "", "device": self.spec.prefix, "groups": planned, "root": kept,
                 "path": self.tree.path}  # fmt: skip
+
+    def refuse_foreign(self, threads: set[int]) -> None:
+        """Raise HostError where some of ``threads`` are in another tool's group; OSError where that cannot be told."""
+        planned = {name for name, _ in self.named}
+        names = self.tree.names() if self.tree.top >= 0 else ()  # it is unmounted: nobody has groups
+        for name in sorted(n for n in names if n not in planned and not self.names.ours(n)):
+            if threads & self.tree.tasks_of(name):
+                raise HostError(
+                    f"threads of the VMs are in the resctrl group {name!r} of another tool (libvirt's cachetune?):"
+                    ' take them out of it, or leave cache and memory to it with use = "off" in [host.resctrl]'
+                )
 
     def take(self, previous: Iterable[str]) -> None:
         """Make the groups, give each what it may have, and only then move the threads.

@@ -80,6 +80,8 @@ class Upkeep:
                 with parts.tree.locked(PATIENCE_NS):
                     parts.reconcile(now)
             self._follow(present, now)
+            if not parts.dirty and None not in parts.groups:
+                parts.trouble = ""
         except OSError as error:
             parts.trouble = parts.tree.words(error) if not self._down else explain(error)
             parts.dirty = True
