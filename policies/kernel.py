@@ -34,6 +34,25 @@ compiled = load("foreshare.policies._kernel")
 """The module of C functions, or None. Looked up at every call, so that tests can take it away."""
 
 
+_new_memo = compiled.memo if compiled is not None else None
+
+
+class Memo:
+    """What a compiled call has found out about its arrays (compiled/memo.h), for the next call with the same ones.
+
+    Those arrays must keep their place: they are written to, never replaced. A copy remembers nothing.
+    """
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: object = _new_memo() if _new_memo is not None else None
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        """Return how to make a copy: a new one."""
+        return Memo, ()
+
+
 _packed: WeakKeyDictionary[Host, IntArray] = WeakKeyDictionary()
 
 

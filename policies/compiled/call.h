@@ -20,6 +20,10 @@ const int64_t *take_rows(call_t *c, PyObject *array);
 bool counted(Py_ssize_t got, Py_ssize_t wanted);
 PyObject *none(void);
 
+/* module.c */
+enum { ESTIMATOR = 12 };
+void take_estimator(call_t *c, PyObject *const *args, estimator_t *to);
+
 /* An array of ``per`` values a host; short names for what every function below does a dozen times. */
 #define REAL(i, per) take(&c.buffers, args[i], 'd', c.hosts * (per), false)
 #define REAL_OUT(i, per) take(&c.buffers, args[i], 'd', c.hosts * (per), true)
