@@ -22,7 +22,7 @@ class Conclusion:
         self._host, self._guard, self._request, self._fixed = host, guard, request, fixed
         self._throttled, self._contended = throttled, contended
         self._arrays = (kernel.tables(host), request.ask, request.need, held, throttled, fixed, pinned, contended)
-        self._memo = kernel.Memo()
+        self.memo = kernel.Memo()
 
     def hold(self, proposal: Units, anchor: IntArray | None) -> None:
         """Admit what of ``proposal`` is feasible, but for VMs whose partition never moves, or obeys nobody.
@@ -34,7 +34,7 @@ class Conclusion:
         if kernel.compiled is not None and not host.batch and plain:
             guard.broken = False
             guard.changed, guard.raised = kernel.compiled.conclude(
-                self._memo.held, self._arrays, proposal, anchor, guard.options.hysteresis, 1.0 - guard.options.radius
+                self.memo.held, self._arrays, proposal, anchor, guard.options.hysteresis, 1.0 - guard.options.radius
             )
             return
         apart = self._fixed | self.pinned

@@ -255,7 +255,9 @@ class Mind:
                 self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), unhurried, default=default
             )  # fmt: skip
             self._double = double
-        return decide_tick(double, reading)
+        decision = decide_tick(double, reading)
+        kernel.touch(self._foresight, self.policy, self._conclusion, self.placer)  # the double has arrays of its own
+        return decision
 
     def adopt(self, placement: Placement) -> None:
         """Start from what the VMs hold now (after a restart), so that the first tick moves as little as it can."""

@@ -43,7 +43,7 @@ class Foresight:
             q.ask, q.need, q.usage, q.backlog, q.delay_ticks, IN_DOUBT, held, fixed, pinned,
             *(deadlines.arrays if deadlines is not None else _NOTHING_DUE),
         )  # fmt: skip
-        self._memo, self._memo_cleaned = kernel.Memo(), kernel.Memo()
+        self.memo, self._cleaned_memo = kernel.Memo(), kernel.Memo()
 
     def update(self, compiled: ModuleType, reading: Reading, headroom: float) -> Reading:
         """Take in a reading; return it, or a copy without what cannot be true."""
@@ -51,14 +51,14 @@ class Foresight:
         slot = due.turn() if due is not None else 0
         dt_ns, moved = reading.dt_ns, trust.moved(reading)
         bad = compiled.foresee(
-            self._memo.held, self._arrays, reading.usage, reading.demand_low, reading.limit, reading.wait_ns,
+            self.memo.held, self._arrays, reading.usage, reading.demand_low, reading.limit, reading.wait_ns,
             reading.quality, reading.present, False, moved, dt_ns, self._per_ns, NEAR_LIMIT, headroom, slot,
         )  # fmt: skip
         if not trust.found(bad):
             return reading
         reading = trust.cleaned(reading)
         compiled.foresee(
-            self._memo_cleaned.held, self._arrays, reading.usage, reading.demand_low, reading.limit, reading.wait_ns,
+            self._cleaned_memo.held, self._arrays, reading.usage, reading.demand_low, reading.limit, reading.wait_ns,
             reading.quality, reading.present, True, moved, dt_ns, self._per_ns, NEAR_LIMIT, headroom, slot,
         )  # fmt: skip
         return reading

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 from types import ModuleType
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -51,6 +52,19 @@ class Memo:
     def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
         """Return how to make a copy: a new one."""
         return Memo, ()
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """Whoever makes compiled calls over arrays that are checked once."""
+
+    memo: Memo
+
+
+def touch(*parts: object) -> None:
+    """Read what the next compiled calls of ``parts`` will: it is in the caches then. Others are passed over."""
+    if compiled is not None:
+        compiled.touch(*(part.memo.held for part in parts if isinstance(part, Remembers)))
 
 
 _packed: WeakKeyDictionary[Host, IntArray] = WeakKeyDictionary()

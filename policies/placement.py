@@ -65,7 +65,7 @@ class Placer:
         self._owner = np.full(len(self._unit_cpu), NOBODY, np.int64)
         self._core_owner = np.full(cores, NOBODY, np.int64)
         self._lines = way_lines(host)
-        self._memo = kernel.Memo()
+        self.memo = kernel.Memo()
         self._into: Placement | None = None
         self._arrays: tuple[object, ...] = ()
         """What the compiled form works with to fill ``_into``."""
@@ -151,7 +151,7 @@ class Placer:
         if kernel.compiled is not None and self._moves and into.ways.flags.c_contiguous:
             if into is not self._into:
                 self._into, self._arrays = into, self._gather(into)
-            kernel.compiled.settle(self._memo.held, self._arrays, np.ascontiguousarray(units))
+            kernel.compiled.settle(self.memo.held, self._arrays, np.ascontiguousarray(units))
             return
         np.copyto(into.units, units)
         if self.host.movable[CPU]:

@@ -79,7 +79,7 @@ class Triage:
         self._over: FloatArray = np.zeros(0)
         self.arrays: tuple[FloatArray | BoolArray, ...] = ()
         """Weights, knobs and state, as the compiled forms take them; see :meth:`bind`."""
-        self._memo = kernel.Memo()
+        self.memo = kernel.Memo()
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
@@ -131,7 +131,7 @@ class Triage:
         out = np.empty(host.shape, np.int64)
         ask, need, backlog = (np.ascontiguousarray(x) for x in (request.ask, request.need, request.backlog))
         if self.favour is None and not host.batch:
-            compiled.serve(self._memo.held, self._kept, ask, need, backlog, out)
+            compiled.serve(self.memo.held, self._kept, ask, need, backlog, out)
             return out
         compiled.triage(
             self._tables, self._hosts, ask, need, backlog, self._weight, self.favour, self._constants,

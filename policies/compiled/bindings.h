@@ -10,6 +10,7 @@ PyObject *py_encode(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_shrink(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_place_ways(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_memo(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_touch(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_foresee(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_consult(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_serve(PyObject *self, PyObject *const *args, Py_ssize_t count);

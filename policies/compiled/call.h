@@ -10,6 +10,7 @@ typedef struct {
     scratch_t scratch;
     Py_ssize_t hosts, n, nr;
     void *memory;
+    size_t bytes; /* of it */
 } call_t;
 
 /* call.c */

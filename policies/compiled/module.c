@@ -255,7 +255,7 @@ static PyMethodDef methods[] = {
     METHOD(follow), METHOD(place_ways), METHOD(check), METHOD(keep_back), METHOD(request),
     METHOD(network), METHOD(push), METHOD(mix), METHOD(lstm), METHOD(hold_history),
     METHOD(hold_mixture), METHOD(hold_lstm), METHOD(due), METHOD(encode),
-    METHOD(correct), METHOD(shrink), METHOD(difference), METHOD(memo), METHOD(foresee),
+    METHOD(correct), METHOD(shrink), METHOD(difference), METHOD(memo), METHOD(touch), METHOD(foresee),
     METHOD(consult), METHOD(serve), METHOD(conclude), METHOD(settle), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};

@@ -180,7 +180,11 @@ static settle_t *open_settle(memo_t *m, PyObject *const *args) {
     if (!spread(args[0], NULL, 0, count, all)) return NULL;
     settle_t *s = calloc(1, sizeof *s);
     if (!s) return (void *)PyErr_NoMemory();
-    if (take_settle(s, all, count - SETTLE)) return remember(m, SETTLE_OF, args, 1, s, drop_settle);
+    if (take_settle(s, all, count - SETTLE)) {
+        remember(m, SETTLE_OF, args, 1, s, drop_settle);
+        m->own[0].at = s->memory, m->own[0].bytes = place_bytes(&s->layout) + 48 * (size_t)s->layout.n;
+        return s;
+    }
     drop_settle(s);
     return NULL;
 }

@@ -13,6 +13,16 @@ PyObject *py_memo(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     return counted(count, 0) ? new_memo() : NULL;
 }
 
+/* touch(memo, ...) */
+PyObject *py_touch(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    for (Py_ssize_t i = 0; i < count; i++) {
+        memo_t *m = PyCapsule_GetPointer(args[i], MEMO);
+        if (!m) return NULL;
+        touch(m);
+    }
+    return none();
+}
+
 static memo_t *memo_of(PyObject *capsule) { return PyCapsule_GetPointer(capsule, MEMO); }
 
 static void drop(void *room) {
@@ -33,10 +43,20 @@ static void *open_room(size_t size, PyObject *tables) {
     return NULL;
 }
 
+/* As remember(), with the memory that the room has: the call's, and ``bytes`` at ``own``. */
+static void *keep_room(memo_t *m, const char *of, PyObject *const *args, Py_ssize_t count, void *room,
+                       void (*let)(void *), const void *own, size_t bytes) {
+    const call_t *c = room;
+    remember(m, of, args, count, room, let);
+    m->own[0].at = c->memory, m->own[0].bytes = c->bytes;
+    m->own[1].at = own, m->own[1].bytes = bytes;
+    return room;
+}
+
 /* Keep what was made of ``args``, or let go of it where an array was none that it should be. */
 static void *close_room(memo_t *m, const char *of, PyObject *const *args, Py_ssize_t count, void *room) {
     call_t *c = room;
-    if (!c->buffers.failed) return remember(m, of, args, count, room, drop);
+    if (!c->buffers.failed) return keep_room(m, of, args, count, room, drop, NULL, 0);
     drop(room);
     return NULL;
 }
@@ -190,6 +210,7 @@ typedef struct {
     float *vms, *whole, *action, *room;                  /* in ``memory``, as are the following */
     double *favour, *weight, *ask, *need;
     void *memory;
+    size_t bytes;
 } consult_t;
 
 enum { CONSULT = 23 };
@@ -202,7 +223,8 @@ static void drop_consult(void *room) {
 static bool find_room(consult_t *k) {
     size_t n = (size_t)k->c.n, nr = (size_t)k->c.nr, room = (size_t)network_room(&k->network, k->c.n) + 1;
     size_t doubles = 2 * n + 2 * nr, floats = n * VM_FEATURES + HOST_FEATURES + n * ACTIONS + room;
-    double *at = k->memory = malloc(8 * doubles + 4 * floats);
+    k->bytes = 8 * doubles + 4 * floats;
+    double *at = k->memory = malloc(k->bytes);
     if (!at) return PyErr_NoMemory(), false;
     k->favour = at, k->weight = at + n, k->ask = at + 2 * n, k->need = at + 2 * n + nr;
     k->vms = (float *)(at + doubles), k->whole = k->vms + n * VM_FEATURES, k->action = k->whole + HOST_FEATURES;
@@ -248,7 +270,7 @@ static consult_t *open_consult(memo_t *m, PyObject *const *args) {
         drop(k);
         return NULL;
     }
-    return remember(m, CONSULT_OF, args, 1, k, drop_consult);
+    return keep_room(m, CONSULT_OF, args, 1, k, drop_consult, k->memory, k->bytes);
 }
 
 /* Learned.allocate() of one host: consult(memo, arrays of Learned, limit, out): what is seen, what the network makes of it, and
@@ -311,7 +333,7 @@ static serve_t *open_serve(memo_t *m, PyObject *const *args) {
     s->ask = take(b, all[6], 'd', nr, false), s->need = take(b, all[7], 'd', nr, false);
     s->backlog = take(b, all[8], 'd', nr, false);
     if (!b->failed && !(s->weight = malloc(sizeof *s->weight * (size_t)(n + 1)))) PyErr_NoMemory(), b->failed = true;
-    if (!b->failed) return remember(m, SERVE_OF, args, 4, s, drop_serve);
+    if (!b->failed) return keep_room(m, SERVE_OF, args, 4, s, drop_serve, s->weight, sizeof *s->weight * (size_t)n);
     drop_serve(s);
     return NULL;
 }
@@ -365,7 +387,7 @@ static conclude_t *open_conclude(memo_t *m, PyObject *const *args) {
         return NULL;
     }
     k->wanted = k->memory, k->out = k->wanted + nr, k->frozen = (bool *)(k->out + nr);
-    return remember(m, CONCLUDE_OF, args, 1, k, drop_conclude);
+    return keep_room(m, CONCLUDE_OF, args, 1, k, drop_conclude, k->memory, 16 * (size_t)nr + (size_t)n);
 }
 
 /* conclude_tick() of one host, from a proposal to what is held: conclude(memo, arrays of Mind, proposal, anchor or None,

@@ -36,7 +36,7 @@ class Learned:
         self._there: BoolArray = np.zeros(0, bool)
         self._bound: tuple[Host, IntArray] | None = None
         self._arrays: tuple[object, ...] = ()
-        self._memo = kernel.Memo()
+        self.memo = kernel.Memo()
 
     @property
     def base(self) -> Triage:
@@ -76,7 +76,7 @@ class Learned:
                 *self.base.arrays,
             )
         out = np.empty(host.shape, np.int64)
-        compiled.consult(self._memo.held, self._arrays, LIMIT, out)
+        compiled.consult(self.memo.held, self._arrays, LIMIT, out)
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Learned:
