@@ -54,7 +54,8 @@ class Foresight:
             self.memo.held, self._arrays, reading.usage, reading.demand_low, reading.limit, reading.wait_ns,
             reading.quality, reading.present, False, moved, dt_ns, self._per_ns, NEAR_LIMIT, headroom, slot,
         )  # fmt: skip
-        if not trust.found(bad):
+        trust.found(abs(bad))
+        if bad >= 0:
             return reading
         reading = trust.cleaned(reading)
         compiled.foresee(

@@ -165,8 +165,6 @@ class Trust:
 
     def cleaned(self, reading: Reading) -> Reading:
         """Return ``reading`` without the lies that a compiled check has found in it; valid until the next call."""
-        if not self._lies.any():
-            return reading
         if self._cleaned is None:
             self._cleaned = reading.copy()
         into = self._cleaned

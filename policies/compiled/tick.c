@@ -121,7 +121,7 @@ static foresee_t *open_foresee(memo_t *m, PyObject *const *args) {
         f->due.per_capacity = IN('d', R), f->due.target = IN('l', n), f->due.lag = IN('l', LOOKS * n);
         f->due.within = IN('l', STEPS * n);
         f->due_state.done = OUT('d', n), f->due_state.ring = OUT('d', -1);
-        f->due.slots = !b->failed && n ? b->view[b->count - 1].len / 8 / n : 1;
+        f->due.slots = !b->failed && n ? b->view[b->count - 1].len / 8 / n : INT64_MAX; /* nobody, no end */
         f->due_state.overdue = OUT('d', n), f->due_state.rates = OUT('d', RATES * n), f->due_state.rate = OUT('d', n);
         for (Py_ssize_t i = 0; !b->failed && i < LOOKS * n; i++)
             if (f->due.lag[i] < 0 || f->due.lag[i] >= f->due.slots) out_of_shape(&f->c);
@@ -165,8 +165,8 @@ static void go_on(foresee_t *f, double wait_scale, double headroom) {
 }
 
 /* forecast_tick() of one host: foresee(memo, arrays of foresight.py, those of a reading ..., looked, moved, dt_ns, wait
- * per ns, near limit, headroom, slot of the ring). ``looked``: the reading has been checked. Otherwise that comes first, and where
- * something is bad, its number is returned and nothing else done; 0: all is done. */
+ * per ns, near limit, headroom, slot of the ring). ``looked``: the reading has been checked. Otherwise that comes first.
+ * Returns how many entries are bad; below 0: so many, and some of them lie, so that nothing else was done. */
 PyObject *py_foresee(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!counted(count, 2 + READING + 7)) return NULL;
     memo_t *m = memo_of(args[0]);
@@ -175,6 +175,7 @@ PyObject *py_foresee(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (m && !f) f = open_foresee(m, arrays);
     if (!f) return NULL;
     bool looked = rest[0] == Py_True;
+    int64_t found = 0;
     double dt_ns, per_ns, headroom;
     if (!number(rest[2], &dt_ns) || !number(rest[3], &per_ns) || !number(rest[4], &f->trust.near_limit) ||
         !number(rest[5], &headroom))
@@ -190,10 +191,13 @@ PyObject *py_foresee(PyObject *self, PyObject *const *args, Py_ssize_t count) {
         k->moved = rest[1] == Py_True, k->passed = dt_ns > 0.0, k->any_stale = false;
         for (Py_ssize_t at = 0; at < f->c.nr; at++) k->any_stale |= (f->reading.quality[at] & 2) != 0;
         int64_t bad = check(&f->c.tables, k, f->reading.usage, f->reading.quality, f->held, &f->doubts, f->lies);
-        if (bad) return PyLong_FromLongLong(bad);
+        bool any = false;
+        for (Py_ssize_t at = 0; bad && at < f->c.nr; at++) any |= f->lies[at];
+        if (any) return PyLong_FromLongLong(-bad);
+        found = bad;
     }
     go_on(f, dt_ns > 0.0 ? per_ns / dt_ns : 0.0, headroom);
-    return PyLong_FromLong(0);
+    return PyLong_FromLongLong(found);
 }
 
 typedef struct {
