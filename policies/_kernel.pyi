@@ -1,4 +1,4 @@
-from numpy import float32, uint8
+from numpy import float32, generic, uint8
 from numpy.typing import NDArray
 
 from .host import BoolArray, FloatArray, IntArray
@@ -52,24 +52,13 @@ def admit(
 def estimate(
     tables: IntArray,
     hosts: int,
-    scale: FloatArray,
-    options: FloatArray,
     usage: FloatArray,
     demand_low: FloatArray,
     limit: FloatArray,
     wait_ns: FloatArray,
     quality: NDArray[uint8],
-    own_usage: FloatArray,
-    demand: FloatArray,
-    backlog: FloatArray,
-    delay_ticks: FloatArray,
-    work: FloatArray,
-    level: FloatArray,
-    usual: FloatArray,
-    sure: BoolArray,
-    known: BoolArray,
-    still: IntArray,
     /,
+    *own: object,
 ) -> None: ...
 def follow(
     tables: IntArray,
@@ -96,17 +85,6 @@ def network(
     there: BoolArray,
     host: NDArray[float32],
     out: NDArray[float32],
-    /,
-) -> None: ...
-def place(
-    layout: IntArray,
-    units: IntArray,
-    owner: IntArray,
-    core_owner: IntArray,
-    held: IntArray,
-    cpus: BoolArray,
-    into_units: IntArray,
-    into_cpus: BoolArray,
     /,
 ) -> None: ...
 def place_ways(
@@ -184,3 +162,43 @@ def mix(
     /,
 ) -> None: ...
 def lstm(history: Held, newest: int, lstm: Held, out: Float32Array, /) -> None: ...
+def memo() -> Held: ...
+def touch(*memos: Held) -> None: ...
+def foresee(
+    memo: Held,
+    arrays: tuple[object, ...],
+    usage: FloatArray,
+    demand_low: FloatArray,
+    limit: FloatArray,
+    wait_ns: FloatArray,
+    quality: NDArray[uint8],
+    present: BoolArray,
+    looked: bool,
+    moved: bool,
+    dt_ns: int,
+    per_ns: float,
+    near_limit: float,
+    headroom: float,
+    slot: int,
+    /,
+) -> int: ...
+def consult(memo: Held, arrays: tuple[object, ...], limit: float, out: IntArray, /) -> None: ...
+def serve(
+    memo: Held,
+    arrays: tuple[object, ...],
+    ask: FloatArray,
+    need: FloatArray,
+    backlog: FloatArray,
+    out: IntArray,
+    /,
+) -> None: ...
+def conclude(
+    memo: Held,
+    arrays: tuple[object, ...],
+    proposal: NDArray[generic],
+    anchor: IntArray | None,
+    hysteresis: bool,
+    share: float,
+    /,
+) -> tuple[int, int]: ...
+def settle(memo: Held, arrays: tuple[object, ...], units: IntArray, /) -> None: ...

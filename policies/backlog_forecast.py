@@ -70,6 +70,12 @@ class BacklogForecaster:
         self._reserved = host.reservation[:, CACHE].astype(np.float64)
         self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
 
+    @property
+    def arrays(self) -> tuple[object, ...]:
+        """Knobs and state of what follows the estimate, as the compiled form takes them."""
+        f = self._ewma
+        return self._constants, f.level, f.error, self._before, self._ways, f.fresh
+
     def update(self, reading: Reading, into: Forecast) -> None:
         """See :class:`~.forecast.Forecaster`."""
         k, e = self.knobs, self.estimator

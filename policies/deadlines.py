@@ -48,9 +48,8 @@ class Deadlines:
 
     def update(self, request: Request, host: Host) -> None:
         """Take in what is known at the end of a tick."""
-        if host is not self._host:
-            self._bind(host)
-        self._at = (self._at + 1) % len(self._ring)
+        self.bind(host)
+        self.turn()
         if kernel.compiled is not None:
             kernel.compiled.due(
                 self._tables, self._hosts, self._at, self._per_capacity, self.target, self._lag, self._within,
@@ -75,7 +74,23 @@ class Deadlines:
         self.rates /= usual
         self.rates.max(axis=0, out=self.rate)
 
-    def _bind(self, host: Host) -> None:
+    def turn(self) -> int:
+        """Begin a tick; return its slot in the ring."""
+        self._at = (self._at + 1) % len(self._ring)
+        return self._at
+
+    @property
+    def arrays(self) -> tuple[object, ...]:
+        """What the compiled form works with besides a request."""
+        return (
+            self._per_capacity, self.target, self._lag, self._within, self._done, self._ring, self.overdue, self.rates,
+            self.rate,
+        )  # fmt: skip
+
+    def bind(self, host: Host) -> None:
+        """Work for the VMs of ``host`` from now on."""
+        if host is self._host:
+            return
         capacity = np.zeros(R)
         for pool in host.topology.pools:
             capacity[pool.resource] += pool.units

@@ -18,16 +18,21 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from . import kernel
 from .allocators import Allocator, PrioritySort, Request
 from .allocators.base import make_request
-from .ask import ABSENCES, Answer, Asker, Inline, Units, newer
+from .ask import Answer, Asker, Inline, Units
 from .assess import Assessor
+from .backlog_forecast import BacklogForecaster
+from .conclusion import Conclusion
 from .deadlines import Deadlines
 from .errors import InputError
 from .forecast import Forecast, Forecaster, carry
+from .foresight import Foresight
 from .guard import Guard, GuardOptions
-from .host import CACHE, BoolArray, Host, IntArray, Isolation, Placement
+from .host import BoolArray, Host, IntArray, Isolation, Placement
 from .placement import BatchPlacer, Placer
+from .propose import propose
 from .reading import Reading
 from .standing import Standing, StandingOptions
 from .trust import Trust
@@ -35,8 +40,6 @@ from .trust import Trust
 STAGES = ("forecast", "decide", "guard", "place")
 START_TICKS = 50
 """A policy whose process has ended is started again so many ticks before its bench is over."""
-_IN_TIME_ONLY = frozenset({"raised", "wrong", "benched", "worse"})
-"""After these an earlier answer is no better than none: it is the policy that cannot be trusted, not its timing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,16 +144,16 @@ class Mind:
         )  # fmt: skip
         self._shown = self.request.read_only()  # a policy that writes into it must not reach guard and fallback
         self.held: IntArray = np.broadcast_to(host.reservation, host.shape).copy()
-        """(..., N, R) what was decided last."""
+        """(..., N, R) what was decided last, in place."""
         self.pinned: BoolArray = np.zeros(n, bool)
         """(N,) VMs that get exactly their reservation, whoever decides: their controls do not obey."""
         self._kept: Answer | None = None
         self._checked: Reading | None = None
         self._proposed: Units | None = None
         self._cold = True
-        self._fixed = host.vms.isolation == Isolation.SECURITY
-        self._any_fixed = bool(self._fixed.any())
-        self._any_pinned = False
+        self._fixed: BoolArray = host.vms.isolation == Isolation.SECURITY
+        self._foresight: Foresight | None = None
+        self._conclusion: Conclusion | None = None
 
     def assess_against(self, default: Allocator) -> None:
         """Assess the policy against ``default`` from now on, which decides while it is benched for doing worse."""
@@ -162,25 +165,53 @@ class Mind:
         """Whether policies are held to a trust region here."""
         return self.default is not None and self.options.guard.radius < 1.0
 
+    def asks(self, request: Request) -> bool:
+        """Whether ``request`` is the one that this mind fills, tick by tick."""
+        return request is self._shown or request is self.request
+
     def follow_deadlines(self, tick_ms: float) -> None:
         """See to it that :attr:`deadlines` is there, tick by tick from now on.
 
         Raises InputError where somebody else here counts in ticks of another length.
         """
         if self._deadlines is None:
-            self._deadlines = Deadlines(tick_ms)
+            self._deadlines, self._foresight = Deadlines(tick_ms), None
         if self._deadlines.tick_ms != tick_ms:
             raise InputError(f"deadlines are counted in ticks of {self._deadlines.tick_ms} ms here, not {tick_ms}")
 
     @property
     def deadlines(self) -> Deadlines:
         """What is due when after the latest request. Raises InputError where nobody follows it."""
+        return self.see_deadlines()
+
+    def see_deadlines(self) -> Deadlines:
+        """Bring :attr:`deadlines` up to date, where that has not been done since the latest request."""
         if self._deadlines is None:
             raise InputError("nobody follows deadlines here")
         if not self._due:
             self._due = True
             self._deadlines.update(self.request, self.host)
         return self._deadlines
+
+    def _looking(self, forecaster: BacklogForecaster) -> Foresight:
+        """Return what the first half of a tick is done with; one array replaced, it is another."""
+        found = self._foresight
+        same = found is not None and found.held is self.held and found.pinned is self.pinned
+        if found is None or not same or found.forecaster is not forecaster:
+            found = self._foresight = Foresight(
+                self.host, self.trust, forecaster, self.forecast, self.request, self.held, self._fixed, self.pinned,
+                self._deadlines,
+            )  # fmt: skip
+        return found
+
+    def _holding(self) -> Conclusion:
+        """Return what comes between the halves."""
+        found, out = self._conclusion, self.decision
+        if found is None or found.held is not self.held or found.pinned is not self.pinned:
+            found = self._conclusion = Conclusion(
+                self.host, self.guard, self.request, self.held, self._fixed, self.pinned, out.throttled, out.contended
+            )
+        return found
 
     def rebind(self, host: Host) -> None:
         """Carry on with another set of VMs on the same hardware; VMs known by UUID keep their history and place."""
@@ -224,7 +255,9 @@ class Mind:
                 self.host, copy.deepcopy(self.forecaster), copy.deepcopy(policy), unhurried, default=default
             )  # fmt: skip
             self._double = double
-        return decide_tick(double, reading)
+        decision = decide_tick(double, reading)
+        kernel.touch(self._foresight, self.policy, self._conclusion, self.placer)  # the double has arrays of its own
+        return decision
 
     def adopt(self, placement: Placement) -> None:
         """Start from what the VMs hold now (after a restart), so that the first tick moves as little as it can."""
@@ -270,17 +303,20 @@ def decide_tick(mind: Mind, reading: Reading) -> Decision:
 
 def forecast_tick(mind: Mind, reading: Reading) -> Request:
     """Do the first half of a tick: take in a reading, return what the VMs ask. Policies see no more than this."""
-    host, start = mind.host, mind.clock_ns()
+    host, forecaster, start = mind.host, mind.forecaster, mind.clock_ns()
+    if kernel.compiled is not None and not host.batch and type(forecaster) is BacklogForecaster:
+        mind._due = mind._deadlines is not None
+        mind._checked = mind._looking(forecaster).update(kernel.compiled, reading, mind.options.headroom)
+        mind.stage_ns[0] = mind.clock_ns() - start
+        return mind.request
     reading = mind._checked = mind.trust.check(reading, mind.held)
     mind.forecaster.update(reading, mind.forecast)
     make_request(mind.forecast, host, reading, mind.options.headroom, mind.request)
     if not mind.forecast.exact:
         mind.trust.entitle(mind.request, reading)
-    if mind._any_fixed:  # its partition never moves, so none of it is to lend while it is idle
-        mind.request.ask[..., mind._fixed, :] = host.reservation[mind._fixed]
-    mind._any_pinned = bool(mind.pinned.any())
-    if mind._any_pinned:
-        mind.request.ask[..., mind.pinned, :] = host.reservation[mind.pinned]
+    apart = mind._fixed | mind.pinned  # such a partition never moves, so none of it is to lend while it is idle
+    if apart.any():
+        mind.request.ask[..., apart, :] = host.reservation[apart]
     mind._due = mind._deadlines is not None
     if mind._deadlines is not None:
         mind._deadlines.update(mind.request, host)
@@ -290,110 +326,19 @@ def forecast_tick(mind: Mind, reading: Reading) -> Request:
 
 def conclude_tick(mind: Mind) -> Decision:
     """Do the second half of a tick: policy or fallback, guard, placement."""
-    host, now, out = mind.host, mind.clock_ns, mind.decision
+    now, out, stage = mind.clock_ns, mind.decision, mind.stage_ns
     start = now()
-    proposal = _propose(mind, out)
+    proposal = propose(mind, out)
     decide_done = now()
 
-    frozen, apart = out.throttled, mind._fixed if mind._any_fixed else None
-    if mind._any_pinned:
-        apart = mind.pinned if apart is None else apart | mind.pinned
-        frozen = frozen | mind.pinned
-    if apart is not None:  # security class: no policy touches it
-        proposal = np.where(apart[:, None], host.reservation, proposal)
-    anchor = out.default if mind._anchored and out.by_policy else None
-    units = mind.guard.admit(proposal, mind.request.ask, mind.held, frozen=frozen, anchor=anchor)
+    mind._holding().hold(proposal, out.default if mind._anchored and out.by_policy else None)
     out.raised = mind.guard.raised
-    if mind._any_fixed:
-        units[..., mind._fixed, :] = host.reservation[mind._fixed]
-    np.greater(mind.request.need, units, out=out.contended)
-    out.contended[..., CACHE] = False  # best effort: who has no ways of his own has the shared ones
-    mind.held = units
     guard_done = now()
 
-    mind.placer.place(units, out.placement)
+    mind.placer.place(mind.held, out.placement)
     done = now()
-    mind.stage_ns[1:] = decide_done - start, guard_done - decide_done, done - guard_done
+    stage[1], stage[2], stage[3] = decide_done - start, guard_done - decide_done, done - guard_done
     mind.tick += 1
     if not mind.rests:
         mind.assess()
     return out
-
-
-def _propose(mind: Mind, out: Decision) -> Units:
-    """Ask the policy, and whoever runs in its shadow; fill who decided and why, and return what is proposed."""
-    host, tick, standing, assessor = mind.host, mind.tick, mind.standing, mind.assessor
-    if standing.benched_for == "worse" and tick >= standing.until and assessor and not assessor.recovered:
-        standing.extend(tick)
-    worse = assessor is not None and not standing.benched_for and assessor.worse
-    if worse:
-        standing.fault("worse", tick)
-    may = standing.may_decide(tick)
-    asking = may or standing.benched_for == "worse"  # then it shows in the shadow whether it has become better
-    if asking:
-        mind.asker.begin(mind._shown, host, tick)
-    # What runs in the shadow of a policy that thinks beside us costs nothing, and keeps the fallback warm.
-    out.default = None
-    if mind.default is not None and (mind.asker.beside or mind._anchored or standing.benched_for == "worse"):
-        out.default = mind.default.allocate(mind.request, host, tick)
-    shadow = None if asking and mind.asker.arrived() else mind.fallback.allocate(mind.request, host, tick)
-    mind._cold = shadow is None
-    answer = mind.asker.end(mind.options.policy_budget_ns, mind.clock_ns) if asking else None
-    if answer is None or (not answer.fault and not may):
-        out.fault_kind = "benched"
-        out.fault = f"benched ({standing.benched_for}) for {standing.until - tick} ticks more"
-    else:
-        out.fault_kind, out.fault = answer.fault, answer.why
-    if worse and assessor is not None:
-        out.fault_kind = "worse"
-        out.fault = f"it serves {100 * assessor.mean:.1f} % of demand less than the default would"
-    kept = mind._kept
-    if answer is not None and answer.earlier is not None:
-        mind._kept = newer(kept, answer.earlier)
-        if answer.earlier.tick < tick:  # else it has come after this tick's time, and is the next one's
-            kept = mind._kept
-    lasts = kept is not None and kept.units is not None and 0 < tick - kept.tick <= mind.options.expires_ticks
-    _judge(mind, answer, kept if lasts else None)
-    out.by_policy, out.age = True, 0
-    out.throttled[:] = False
-    if not out.fault_kind and answer is not None and answer.units is not None:
-        mind._kept = answer
-        if answer.refused is not None:
-            out.throttled[:] = answer.refused
-        return answer.units
-    if lasts and kept is not None and kept.units is not None and out.fault_kind not in _IN_TIME_ONLY:
-        out.age = tick - kept.tick
-        if kept.refused is not None:
-            out.throttled[:] = kept.refused
-        return kept.units
-    out.by_policy, out.age = False, 0
-    if standing.benched_for == "worse" and out.default is not None:
-        return out.default
-    if shadow is None:
-        shadow = mind.fallback.allocate(mind.request, host, tick)
-    out.throttled[:] = mind.fallback.refused
-    return shadow
-
-
-def _judge(mind: Mind, answer: Answer | None, kept: Answer | None) -> None:
-    """Keep the policy's record, strikes and forgiveness, and what it proposed.
-
-    ``kept``: its answer to an earlier tick, where that has not expired.
-    """
-    standing, tick = mind.standing, mind.tick
-    if answer is None:
-        return
-    units = answer.units
-    if answer.fault == "late" and (not mind.asker.beside or kept is not None):
-        # Who was called has taken his time, and has answered; who answers in his own process a little late, but before
-        # the next tick, decides each tick by his answer to the one before. Not to ask either of them any more would
-        # only leave tick after tick to the last resort.
-        standing.count(answer.fault)
-        units = kept.units if kept is not None else None
-    elif answer.fault:
-        if answer.fault not in ABSENCES:
-            standing.fault(answer.fault, tick)
-        return
-    else:
-        standing.good()
-    mind._proposed = units

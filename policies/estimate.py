@@ -96,7 +96,7 @@ class Estimator:
             capacity[here, p.resource] = p.units
         capacity[:, CACHE] = 0.0
         self._scale = np.divide(1.0, capacity, out=np.zeros_like(capacity), where=capacity > 0)
-        self._cpu_per_ns = float(host.topology.units_per_cpu)
+        self.cpu_per_ns = float(host.topology.units_per_cpu)
         self._most = IMPOSSIBLE * (1.0 + capacity.max(axis=0, initial=0.0))
         self._most[CACHE] = IMPOSSIBLE * (1.0 + host.topology.way_bits)
         """(R,) a reading beyond this is no reading."""
@@ -109,6 +109,14 @@ class Estimator:
         self._constants = np.array([*astuple(self.options), *bounds], np.float64)
         """estimate_options_t of compiled/kernel.h."""
         self._wait, self._ratio, self._base = np.zeros(host.shape), np.zeros(host.shape), np.zeros(host.shape)
+
+    @property
+    def arrays(self) -> tuple[object, ...]:
+        """What the compiled form works with besides a reading; see take_estimator() of compiled/module.c."""
+        return (
+            self._scale, self._constants, self.usage, self.demand, self.backlog, self.delay_ticks, self._work,
+            self._level, self._usual, self.sure, self.known, self._still,
+        )  # fmt: skip
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with another set of VMs; ``rows`` (N,) is each one's former row, or -1 for a new one."""
@@ -171,7 +179,8 @@ class Estimator:
             new &= ~all_of(missing)
             self._level[new] = self._usual[new] = demand[new]
             self.known |= new
-        self._work, self.sure = work, ~unsure
+        np.copyto(self._work, work)
+        np.logical_not(unsure, out=self.sure)
 
         np.divide(work, rate, out=self.delay_ticks)
         np.multiply(base, self.delay_ticks[..., None], out=self.backlog)
@@ -186,12 +195,10 @@ class Estimator:
             self.demand[~self.known] = np.nan
 
     def _update_compiled(self, compiled: ModuleType, reading: Reading) -> None:
-        self._constants[-R - 1] = self._cpu_per_ns / reading.dt_ns if reading.dt_ns > 0 else 0.0
+        self._constants[-R - 1] = self.cpu_per_ns / reading.dt_ns if reading.dt_ns > 0 else 0.0
         compiled.estimate(
-            self._tables, self._hosts, self._scale, self._constants,
-            reading.usage, reading.demand_low, reading.limit, reading.wait_ns, reading.quality,
-            self.usage, self.demand, self.backlog, self.delay_ticks, self._work, self._level, self._usual,
-            self.sure, self.known, self._still,
+            self._tables, self._hosts,
+            reading.usage, reading.demand_low, reading.limit, reading.wait_ns, reading.quality, *self.arrays,
         )  # fmt: skip
 
     def _not_to_believe(self, reading: Reading) -> tuple[BoolArray, BoolArray]:
@@ -220,7 +227,7 @@ class Estimator:
         if missing is not None:
             np.copyto(w, reading.demand_low, where=still)  # their usage says 0
         if reading.dt_ns > 0:
-            waited = reading.wait_ns * (self._cpu_per_ns / reading.dt_ns)
+            waited = reading.wait_ns * (self.cpu_per_ns / reading.dt_ns)
             np.minimum(waited, np.maximum(self._most_cpu - u[..., CPU], 0.0), out=waited)  # NaN stays, fmax drops it
             np.fmax(w[..., CPU], waited, out=w[..., CPU])
         np.fmax(w, 0.0, out=w)

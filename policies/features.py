@@ -127,9 +127,8 @@ class Encoder:
         Call it once a tick, after forecast_tick().
         """
         mind, q = self._mind, self._mind.request
-        if mind.host is not self._host:
-            self._bind(mind.host)
         host = mind.host
+        self.bind(host)
         n = len(host)
         if kernel.compiled is not None:
             return self._encode_compiled(kernel.compiled)
@@ -146,7 +145,7 @@ class Encoder:
         vms[..., _AFTER] = np.log1p(q.delay_ticks)
         need = q.need[..., 0]
         vms[..., _AFTER + 1] = (need - self._last) * self._per_fair[0]
-        self._last = need.copy()
+        np.copyto(self._last, need)
         vms[..., _AFTER + 2] = self._priority
         vms[..., _AFTER + 3] = self._fits(q.ask)
         vms[..., _AFTER + 4] = self._isolated
@@ -160,13 +159,18 @@ class Encoder:
         whole[..., 3 * R + 1] = np.log1p(q.delay_ticks.sum(axis=-1) / max(n, 1))
         return _within(vms, *_VM_BOUNDS), _within(whole, *_HOST_BOUNDS)
 
-    def _encode_compiled(self, compiled: ModuleType) -> tuple[Float32Array, Float32Array]:
+    def arrays(self) -> tuple[object, ...]:
+        """Return what the compiled form works with, for the VMs that it is bound to; see :meth:`bind`."""
         mind, q, d = self._mind, self._mind.request, self._mind.deadlines
-        vms, whole = np.empty((*q.ask.shape[:-1], F), np.float32), np.empty((*q.ask.shape[:-2], G), np.float32)
-        compiled.encode(
-            self._tables, self._hosts, self._constants, self._order, _BOUNDS, q.ask, q.need, q.backlog, q.delay_ticks,
-            mind.held, mind.forecast.unsure, d.overdue, d.rates, d.rate, self._last, self._hidden, vms, whole,
+        return (
+            self._constants, self._order, _BOUNDS, q.ask, q.need, q.backlog, q.delay_ticks, mind.held,
+            mind.forecast.unsure, d.overdue, d.rates, d.rate, self._last, self._hidden,
         )  # fmt: skip
+
+    def _encode_compiled(self, compiled: ModuleType) -> tuple[Float32Array, Float32Array]:
+        shape = self._mind.host.shape
+        vms, whole = np.empty((*shape[:-1], F), np.float32), np.empty((*shape[:-2], G), np.float32)
+        compiled.encode(self._tables, self._hosts, *self.arrays(), vms, whole)
         return vms, whole
 
     def _encode_deadlines(self, out: Float32Array) -> FloatArray:
@@ -201,8 +205,10 @@ class Encoder:
         out[..., 2] = np.where(mind.forecast.unsure, 0.0, rate)
         out[..., 3] = rate * short
 
-    def _bind(self, host: Host) -> None:
+    def bind(self, host: Host) -> None:
         """Work out what changes only with the VMs."""
+        if host is self._host:
+            return
         rows = former_rows(self._host, host)
         fresh: FloatArray = np.zeros(host.shape[:-1])
         self._hidden = carry(self._hidden, rows, fresh, axis=-1) if self._host is not None else fresh

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import os
 from types import ModuleType
+from typing import Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -32,6 +33,38 @@ def load(name: str) -> ModuleType | None:
 
 compiled = load("foreshare.policies._kernel")
 """The module of C functions, or None. Looked up at every call, so that tests can take it away."""
+
+
+_new_memo = compiled.memo if compiled is not None else None
+
+
+class Memo:
+    """What a compiled call has found out about its arrays (compiled/memo.h), for the next call with the same ones.
+
+    Those arrays must keep their place: they are written to, never replaced. A copy remembers nothing.
+    """
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held: object = _new_memo() if _new_memo is not None else None
+
+    def __reduce__(self) -> tuple[type[Memo], tuple[()]]:
+        """Return how to make a copy: a new one."""
+        return Memo, ()
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """Whoever makes compiled calls over arrays that are checked once."""
+
+    memo: Memo
+
+
+def touch(*parts: object) -> None:
+    """Read what the next compiled calls of ``parts`` will: it is in the caches then. Others are passed over."""
+    if compiled is not None:
+        compiled.touch(*(part.memo.held for part in parts if isinstance(part, Remembers)))
 
 
 _packed: WeakKeyDictionary[Host, IntArray] = WeakKeyDictionary()

@@ -15,6 +15,8 @@ from .host import CACHE, CPU, BoolArray, Host, IntArray, Isolation, Placement
 from .ways import WayLine
 
 NOBODY = -1
+_MOST_LINES = 10
+"""Zones with ways of their own that one compiled call takes."""
 
 
 def way_lines(host: Host) -> list[WayLine]:
@@ -63,10 +65,15 @@ class Placer:
         self._owner = np.full(len(self._unit_cpu), NOBODY, np.int64)
         self._core_owner = np.full(cores, NOBODY, np.int64)
         self._lines = way_lines(host)
+        self.memo = kernel.Memo()
+        self._into: Placement | None = None
+        self._arrays: tuple[object, ...] = ()
+        """What the compiled form works with to fill ``_into``."""
         self._bind(host)
 
     def _bind(self, host: Host) -> None:
         self.host = host
+        self._moves = bool(host.movable[CPU]) and len(self._lines) <= _MOST_LINES
         v = host.vms
         apart = v.isolation != Isolation.SHARED
         self._zone_rows = [
@@ -137,14 +144,17 @@ class Placer:
         return self._owner.copy()
 
     def place(self, units: IntArray, into: Placement) -> None:
-        """Fill ``into`` with a placement of ``units`` (N, R); what cannot be placed is cut from ``into.units``."""
+        """Fill ``into`` with a placement of ``units`` (N, R); what cannot be placed is cut from ``into.units``.
+
+        Who goes on with the same ``into`` leaves its CPUs as they are: only what changes is written.
+        """
+        if kernel.compiled is not None and self._moves and into.ways.flags.c_contiguous:
+            if into is not self._into:
+                self._into, self._arrays = into, self._gather(into)
+            kernel.compiled.settle(self.memo.held, self._arrays, np.ascontiguousarray(units))
+            return
         np.copyto(into.units, units)
-        if self.host.movable[CPU] and kernel.compiled is not None:
-            kernel.compiled.place(
-                self._layout, np.ascontiguousarray(units), self._owner, self._core_owner, self._held, self._cpus,
-                into.units, into.cpus,
-            )  # fmt: skip
-        elif self.host.movable[CPU]:
+        if self.host.movable[CPU]:
             want = units[:, CPU]
             self._evicted = None
             if (want != self._held).any():
@@ -159,6 +169,12 @@ class Placer:
             np.copyto(into.cpus, self._cpus)
         for line in self._lines:
             line.place(units[:, CACHE], into.ways)
+
+    def _gather(self, into: Placement) -> tuple[object, ...]:
+        return (
+            self._layout, self._owner, self._core_owner, self._held, self._cpus, into.units, into.cpus, into.ways,
+            *(array for line in self._lines for array in line.arrays),
+        )  # fmt: skip
 
     def _note_changes(self, before: IntArray) -> None:
         """Bring counts and CPU sets up to date with the units that changed hands since ``before``."""
@@ -175,6 +191,7 @@ class Placer:
         self._held[touched[:n]] = np.bincount(owners, minlength=n)[touched[:n]]
 
     def _recount(self) -> None:
+        self._into = None
         owned = self._owner >= 0
         self._held = np.bincount(self._owner[owned], minlength=len(self.host))
         self._cpus = np.zeros((len(self.host), self.host.topology.cpus), bool)

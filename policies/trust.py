@@ -84,6 +84,12 @@ class Trust:
             self._most.append(most)
         self._top[:, ~host.movable] = np.inf
         self._most_by_pool = np.concatenate([*self._most, np.zeros(0)])
+        self._cleaned: Reading | None = None
+        self.arrays = (
+            self._top, self._most_by_pool, _PATIENCE, host.movable, self._last, self._same, self._bad, self._quiet,
+            self._flags, self._lies, self._aged,
+        )  # fmt: skip
+        """Bounds and state, for :mod:`~.foresight`."""
 
     def rebind(self, host: Host, rows: IntArray) -> None:
         """Carry on with other VMs; ``rows`` (N,) is each one's former row, or -1."""
@@ -140,20 +146,39 @@ class Trust:
         return _without(reading, lies)
 
     def _check_compiled(self, compiled: ModuleType, reading: Reading, held: IntArray) -> Reading:
-        moved, self._dt_ns = reading.dt_ns != self._dt_ns, reading.dt_ns
         bad = compiled.check(
-            self._tables, self._hosts, _PATIENCE, moved, reading.dt_ns > 0, self._top, self._most_by_pool,
+            self._tables, self._hosts, _PATIENCE, self.moved(reading), reading.dt_ns > 0, self._top, self._most_by_pool,
             reading.usage, reading.quality, np.ascontiguousarray(held), self._last, self._same, self._bad, self._quiet,
             self._flags, self._lies,
         )  # fmt: skip
+        return _without(reading, self._lies) if self.found(bad) else reading
+
+    def moved(self, reading: Reading) -> bool:
+        """Take note of the time between two samples; return whether it is another than before."""
+        moved, self._dt_ns = reading.dt_ns != self._dt_ns, reading.dt_ns
+        return moved
+
+    def found(self, bad: int) -> bool:
+        """Take note of how many entries were found to be bad; return whether any was."""
         self._any = bad > 0
-        return _without(reading, self._lies) if bad else reading
+        return self._any
+
+    def cleaned(self, reading: Reading) -> Reading:
+        """Return ``reading`` without the lies that a compiled check has found in it; valid until the next call."""
+        if self._cleaned is None:
+            self._cleaned = reading.copy()
+        into = self._cleaned
+        into.t_ns, into.dt_ns = reading.t_ns, reading.dt_ns
+        for name in ("usage", "demand_low", "limit", "wait_ns", "quality", "present"):
+            np.copyto(getattr(into, name), getattr(reading, name))
+        _blank(into, self._lies)
+        return into
 
     def _frozen(self, reading: Reading) -> BoolArray | None:
         """Return which entries stand still though they cannot; None where none does."""
         usage, out = reading.usage, None
         stale = (reading.quality & np.uint8(Quality.STALE)) != 0
-        moved, self._dt_ns = reading.dt_ns != self._dt_ns, reading.dt_ns
+        moved = self.moved(reading)
         any_stale = bool(stale.any())
         if moved or any_stale:
             same = usage == self._last
@@ -204,7 +229,11 @@ def _without(reading: Reading, lies: BoolArray) -> Reading:
     if not lies.any():
         return reading
     cleaned = reading.copy()
-    cleaned.usage[lies] = cleaned.demand_low[lies] = np.nan
-    cleaned.quality[lies] = Quality.MISSING
-    cleaned.wait_ns[any_of(lies)] = np.nan
+    _blank(cleaned, lies)
     return cleaned
+
+
+def _blank(reading: Reading, lies: BoolArray) -> None:
+    reading.usage[lies] = reading.demand_low[lies] = np.nan
+    reading.quality[lies] = Quality.MISSING
+    reading.wait_ns[any_of(lies)] = np.nan

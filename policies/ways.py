@@ -62,7 +62,12 @@ class WayLine:
             if start >= end and stop <= self._ways:
                 self._start[row], self._count[row] = start, stop - start
                 end = stop
-        self._masks = _masks(self._start + self._shared, self._count)
+        np.copyto(self._masks, _masks(self._start + self._shared, self._count))
+
+    @property
+    def arrays(self) -> tuple[object, ...]:
+        """What settle() of compiled/placing.c takes of each line."""
+        return self._head, self._order, self._first, self._here, self._start, self._count, self._masks
 
     def place(self, count: IntArray, into: IntArray) -> None:
         """Write masks for ``count`` (..., N) ways to ``into`` (..., N); VMs of other zones are passed over."""
@@ -75,9 +80,9 @@ class WayLine:
             return
         want = count if here is None else count * here
         if not np.array_equal(want, self._count):
-            self._start = self._layout(want)
-            self._count = want.copy()
-            self._masks = _masks(self._start + self._shared, want)
+            np.copyto(self._start, self._layout(want))
+            np.copyto(self._count, want)
+            np.copyto(self._masks, _masks(self._start + self._shared, want))
         if here is None:
             into[:] = self._masks
         else:

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.envs.hal import Complains, Hal, IsComputed, Plan, Receipt
-from foreshare.envs.hal.plan import build_plan
+from foreshare.envs.hal.plan import Planner, build_plan
 from foreshare.envs.hal.replan import replan
 from foreshare.envs.hal.virtual import blank
+from foreshare.policies import kernel
 from foreshare.policies.ask import FAULTS
 from foreshare.policies.decide import Decision, Mind, decide_tick
 from foreshare.policies.errors import HalError
@@ -156,6 +157,7 @@ class ControlLoop:
         self._rehearsal = Rehearsal(hal.clock, self.options.tick_ns) if self.options.rehearse else None
         self.scheduling = "other"
         """How the kernel schedules the loop while it runs: "fifo" or "other"."""
+        self._planner, self._rehearsing = Planner(), Planner()
         self._computed = hal if isinstance(hal, IsComputed) else None
         self.benches_before = 0
         """Benches of the policy before the figures began."""
@@ -220,7 +222,8 @@ class ControlLoop:
         build_plan(self.host, self.controls.held, self.controls.held)
 
     def _rehearse(self) -> None:
-        build_plan(self.host, self.controls.held, self.mind.rehearse(self._reading).placement)
+        self._rehearsing.build(self.host, self.controls.held, self.mind.rehearse(self._reading).placement)
+        kernel.touch(self._planner)
 
     def _tick(self, t_ns: int) -> None:
         now, stage = time.perf_counter_ns, self._stage
@@ -233,7 +236,7 @@ class ControlLoop:
 
         planning = now()
         controls, known = self.controls, self.controls.all_known()
-        plan = build_plan(self.host, controls.held, decision.placement)
+        plan = self._planner.build(self.host, controls.held, decision.placement)
         planned = now()
         stage[4] += planned - planning  # which writes lead there is the last part of placing
         controls.receipt.clear()

@@ -1,27 +1,10 @@
 from numpy import int8
 from numpy.typing import NDArray
 
+from foreshare.policies._kernel import Held
 from foreshare.policies.host import BoolArray, FloatArray, IntArray
 
-def build(
-    head: IntArray,
-    active: BoolArray,
-    apart: BoolArray,
-    zone: IntArray,
-    movable: BoolArray,
-    units: IntArray,
-    cpus: BoolArray,
-    ways: IntArray,
-    wanted_units: IntArray,
-    wanted_cpus: BoolArray,
-    wanted_ways: IntArray,
-    control: NDArray[int8],
-    vm: IntArray,
-    value: IntArray,
-    cpu_sets: BoolArray,
-    now: IntArray,
-    /,
-) -> tuple[int, int, bool]: ...
+def build(memo: Held, arrays: tuple[object, ...], /) -> tuple[int, int, bool]: ...
 def carry_out(
     head: IntArray,
     pool: IntArray,

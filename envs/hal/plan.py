@@ -8,7 +8,6 @@ are left out; the next tick's plan has them when their donors are done.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
 
 import numpy as np
 
@@ -50,7 +49,7 @@ def build_plan(host: Host, current: Placement, target: Placement) -> Plan:
     Both must be feasible on their own: counts within capacity, CPUs and ways of isolated VMs nobody else's.
     """
     if kernel.compiled is not None and compiled_plan is not None:
-        return _build_compiled(compiled_plan, host, current, target)
+        return Planner().build(host, current, target)
     take, give = _Writes([], [], []), _Writes([], [], [])
     sets: list[BoolArray] = []
     whole = bool(host.active.all())
@@ -87,16 +86,35 @@ def build_plan(host: Host, current: Placement, target: Placement) -> Plan:
     )
 
 
-def _build_compiled(compiled: ModuleType, host: Host, current: Placement, target: Placement) -> Plan:
-    n, cpus = current.cpus.shape
-    control, vm = np.empty(_MOST_WRITES * n, np.int8), np.empty(_MOST_WRITES * n, np.int64)
-    value, sets = np.empty_like(vm), np.empty((_MOST_SETS * n, cpus), bool)
-    count, some, whole = compiled.build(
-        np.array((n, cpus, host.topology.min_ways), np.int64), host.active, host.vms.isolation != _SHARED,
-        host.vms.zone, host.movable, current.units, current.cpus, current.ways, target.units, target.cpus, target.ways,
-        control, vm, value, sets, np.empty(n, np.int64),
-    )  # fmt: skip
-    return Plan(control[:count], vm[:count], value[:count], sets[:some], whole)
+class Planner:
+    """Builds plans between the same two placements, tick by tick. A plan is valid until the next one is built."""
+
+    def __init__(self) -> None:
+        self.memo = kernel.Memo()
+        self._host: Host | None = None
+        self._ends: tuple[Placement, Placement] | None = None
+        self._arrays: tuple[object, ...] = ()
+
+    def build(self, host: Host, current: Placement, target: Placement) -> Plan:
+        """See :func:`build_plan`."""
+        if kernel.compiled is None or compiled_plan is None:
+            return build_plan(host, current, target)
+        ends = self._ends
+        if ends is None or host is not self._host or ends[0] is not current or ends[1] is not target:
+            self._bind(host, current, target)
+        count, some, whole = compiled_plan.build(self.memo.held, self._arrays)
+        return Plan(self._control[:count], self._vm[:count], self._value[:count], self._sets[:some], whole)
+
+    def _bind(self, host: Host, current: Placement, target: Placement) -> None:
+        n, cpus = current.cpus.shape
+        self._host, self._ends = host, (current, target)
+        self._control, self._vm = np.empty(_MOST_WRITES * n, np.int8), np.empty(_MOST_WRITES * n, np.int64)
+        self._value, self._sets = np.empty_like(self._vm), np.empty((_MOST_SETS * n, cpus), bool)
+        self._arrays = (
+            np.array((n, cpus, host.topology.min_ways), np.int64), host.active, host.vms.isolation != _SHARED,
+            host.vms.zone, host.movable, current.units, current.cpus, current.ways, target.units, target.cpus,
+            target.ways, self._control, self._vm, self._value, self._sets, np.empty(n, np.int64),
+        )  # fmt: skip
 
 
 def _plan_cpus(

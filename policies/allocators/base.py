@@ -14,8 +14,8 @@ from foreshare.policies.host import CPU, IO, FloatArray, Host, IntArray, R
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.rounding import apportion
 
-_IN_DOUBT = np.full(R, Quality.CENSORED | Quality.MISSING, np.uint8)
-_IN_DOUBT[[CPU, IO]] |= np.uint8(Quality.STALE)
+IN_DOUBT = np.full(R, Quality.CENSORED | Quality.MISSING, np.uint8)
+IN_DOUBT[[CPU, IO]] |= np.uint8(Quality.STALE)
 """(R,) what casts doubt on a value. Memory bandwidth and ways are read in rounds of many ticks: stale is usual there"""
 
 
@@ -72,14 +72,14 @@ def make_request(forecast: Forecast, host: Host, reading: Reading, headroom: flo
     if kernel.compiled is not None:
         kernel.compiled.request(
             kernel.tables(host), kernel.hosts_in(host), headroom, forecast.mean, forecast.upper, forecast.clearing,
-            None if forecast.exact else reading.quality, _IN_DOUBT, forecast.unsure, present, into.ask, into.need,
+            None if forecast.exact else reading.quality, IN_DOUBT, forecast.unsure, present, into.ask, into.need,
         )  # fmt: skip
         return
     np.multiply(forecast.upper, headroom, out=into.ask)
     into.ask += forecast.clearing
     np.clip(into.ask, host.floor, host.cap, out=into.ask)
     if not forecast.exact:
-        unsure = any_of((reading.quality & _IN_DOUBT) != 0) | forecast.unsure
+        unsure = any_of((reading.quality & IN_DOUBT) != 0) | forecast.unsure
         np.maximum(into.ask, host.reservation, out=into.ask, where=unsure[..., None])
     np.clip(forecast.mean, host.floor, host.cap, out=into.need)
     if not present.all():

@@ -77,11 +77,13 @@ class Triage:
         self._host: Host | None = None
         self._weight: FloatArray = np.zeros(0)
         self._over: FloatArray = np.zeros(0)
+        self.arrays: tuple[FloatArray | BoolArray, ...] = ()
+        """Weights, knobs and state, as the compiled forms take them; see :meth:`bind`."""
+        self.memo = kernel.Memo()
 
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
-        if host is not self._host:
-            self._bind(host)
+        self.bind(host)
         if kernel.compiled is not None:
             return self._allocate_compiled(kernel.compiled, request, host)
         weight = self._weight * (1.0 + self._over) ** -self.knobs.thrift
@@ -128,6 +130,9 @@ class Triage:
     def _allocate_compiled(self, compiled: ModuleType, request: Request, host: Host) -> IntArray:
         out = np.empty(host.shape, np.int64)
         ask, need, backlog = (np.ascontiguousarray(x) for x in (request.ask, request.need, request.backlog))
+        if self.favour is None and not host.batch:
+            compiled.serve(self.memo.held, self._kept, ask, need, backlog, out)
+            return out
         compiled.triage(
             self._tables, self._hosts, ask, need, backlog, self._weight, self.favour, self._constants,
             self._per_share, self._over, self.admitted, out,
@@ -146,8 +151,10 @@ class Triage:
         x = np.where(served, whole, x)
         return x + fill_extras(np.where(served, block - x, margin), np.maximum(left - need * ample, 0.0))
 
-    def _bind(self, host: Host) -> None:
-        """Take over who was admitted before, by UUID."""
+    def bind(self, host: Host) -> None:
+        """Work for the VMs of ``host``; who was admitted before is taken over by UUID."""
+        if host is self._host:
+            return
         fresh = np.zeros(host.shape[:-1], bool)
         rows = former_rows(self._host, host)
         self.admitted = carry(self.admitted, rows, fresh, axis=-1) if self._host is not None else fresh
@@ -167,6 +174,8 @@ class Triage:
         )  # triage_knobs_t of compiled/kernel.h
         self._tables, self._hosts = kernel.tables(host), kernel.hosts_in(host)
         self._by_rank = np.argsort(host.vms.rank)
+        self.arrays = self._weight, self._constants, self._per_share, self._over, self.admitted
+        self._kept = (self._tables, *self.arrays)
 
     def _admit(
         self, request: Request, weight: FloatArray, low: FloatArray, first: FloatArray, rooms: list[FloatArray],

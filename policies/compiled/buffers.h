@@ -7,7 +7,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { MOST_ARRAYS = 64 };
+enum { MOST_ARRAYS = 80 };
 
 /* The buffers of one call; all are let go together. */
 typedef struct {
@@ -18,6 +18,11 @@ typedef struct {
 
 static inline void *take(buffers_t *b, PyObject *array, char kind, Py_ssize_t items, bool writable) {
     if (b->failed) return NULL;
+    if (b->count == MOST_ARRAYS) {
+        PyErr_SetString(PyExc_ValueError, "too many arrays");
+        b->failed = true;
+        return NULL;
+    }
     Py_buffer *view = &b->view[b->count];
     int flags = PyBUF_C_CONTIGUOUS | PyBUF_FORMAT | (writable ? PyBUF_WRITABLE : 0);
     b->failed = true;

@@ -38,6 +38,7 @@ bool begin(call_t *c, PyObject *packed, PyObject *batch) {
     c->n = (Py_ssize_t)n, c->nr = (Py_ssize_t)nr;
     size_t doubles = (size_t)(2 * nr + 3 * n + 4 * t->pools), whole = (size_t)(2 * nr + 2 * n);
     size_t bytes = (size_t)t->pools * (sizeof(pool_t) + sizeof(bool)) + 8 * (doubles + whole);
+    c->bytes = bytes;
     char *memory = c->memory = malloc(bytes + 8);
     if (!memory) {
         PyErr_NoMemory();

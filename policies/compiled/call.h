@@ -10,6 +10,7 @@ typedef struct {
     scratch_t scratch;
     Py_ssize_t hosts, n, nr;
     void *memory;
+    size_t bytes; /* of it */
 } call_t;
 
 /* call.c */
@@ -19,6 +20,10 @@ bool out_of_shape(call_t *c);
 const int64_t *take_rows(call_t *c, PyObject *array);
 bool counted(Py_ssize_t got, Py_ssize_t wanted);
 PyObject *none(void);
+
+/* module.c */
+enum { ESTIMATOR = 12 };
+void take_estimator(call_t *c, PyObject *const *args, estimator_t *to);
 
 /* An array of ``per`` values a host; short names for what every function below does a dozen times. */
 #define REAL(i, per) take(&c.buffers, args[i], 'd', c.hosts * (per), false)

@@ -4,17 +4,13 @@
 
 #include <stdint.h>
 
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__)
-#define CLONES __attribute__((target_clones("avx2", "default"))) /* the loader picks what the CPU has */
-#else
-#define CLONES
-#endif
+#include "numbers.h"
+
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define FUSED __attribute__((target_clones("arch=x86-64-v3", "default"), optimize("fp-contract=fast")))
 #else
 #define FUSED CLONES
 #endif
-#define INLINE static inline __attribute__((always_inline))
 
 enum { BLOCK = 64, LANES = 8 };
 typedef float row_t[BLOCK];

@@ -88,7 +88,7 @@ static int64_t oblige(const tables_t *t, const anchor_t *a, const int64_t *wante
 }
 
 /* Guard.admit() of one host; returns how many entries were altered before hysteresis, and adds up who was raised. */
-int64_t admit(const tables_t *t, const int64_t *wanted, const double *ask, const int64_t *previous, const bool *frozen,
+CLONES int64_t admit(const tables_t *t, const int64_t *wanted, const double *ask, const int64_t *previous, const bool *frozen,
               bool hysteresis, anchor_t *anchor, int64_t *out, scratch_t *s) {
     int64_t changed = 0;
     entitle(t, ask, s->low);

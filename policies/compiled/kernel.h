@@ -76,6 +76,11 @@ typedef struct {
     bool *sure, *known;                            /* (N,) */
     int64_t *still;                                /* (N, R) */
 } estimate_t;
+typedef struct {
+    const double *scale;               /* (N, R) */
+    const estimate_options_t *options;
+    estimate_t e;
+} estimator_t;
 void estimate(const tables_t *t, const double *scale, const estimate_options_t *o, const reading_t *in, estimate_t *e);
 
 typedef struct {
@@ -140,9 +145,9 @@ typedef struct {
 } place_scratch_t;
 typedef struct {
     double *key;
-    int64_t *order, *merge, *right, *at; /* (N,) */
+    int64_t *order, *merge, *right, *at, *wanted; /* (N,) */
 } ways_scratch_t;
-void place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *core_owner, int64_t *held, bool *cpus,
+bool place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *core_owner, int64_t *held, bool *cpus,
            place_scratch_t *s);
 void lay_out(int64_t n, int64_t ways, const int64_t *order, const bool *first, const int64_t *want, int64_t *start,
              const int64_t *had, ways_scratch_t *s);

@@ -80,18 +80,30 @@ static PyObject *py_admit(PyObject *self, PyObject *const *args, Py_ssize_t coun
     return finish(&c, Py_BuildValue("LL", (long long)changed, (long long)anchor.raised));
 }
 
+/* The estimator's own arrays, in the order of Estimator.arrays. */
+void take_estimator(call_t *c, PyObject *const *args, estimator_t *to) {
+    buffers_t *b = &c->buffers;
+    Py_ssize_t n = c->hosts * c->n, nr = c->hosts * c->nr;
+    to->scale = take(b, args[0], 'd', c->nr, false);
+    to->options = take(b, args[1], 'd', sizeof(estimate_options_t) / 8, false);
+    to->e = (estimate_t){.usage = take(b, args[2], 'd', nr, true), .demand = take(b, args[3], 'd', nr, true),
+                         .backlog = take(b, args[4], 'd', nr, true), .delay_ticks = take(b, args[5], 'd', n, true),
+                         .work = take(b, args[6], 'd', n, true), .level = take(b, args[7], 'd', n, true),
+                         .usual = take(b, args[8], 'd', n, true), .sure = take(b, args[9], '?', n, true),
+                         .known = take(b, args[10], '?', n, true), .still = take(b, args[11], 'l', nr, true)};
+}
+
 static PyObject *py_estimate(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 19)) return NULL;
+    if (!counted(count, 7 + ESTIMATOR)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
-    const double *scale = take(&c.buffers, args[2], 'd', c.nr, false);
-    const estimate_options_t *options = take(&c.buffers, args[3], 'd', sizeof(estimate_options_t) / 8, false);
-    reading_t in = {.usage = REAL(4, c.nr), .demand_low = REAL(5, c.nr), .limit = REAL(6, c.nr),
-                    .wait_ns = REAL(7, c.n), .quality = take(&c.buffers, args[8], 'B', c.hosts * c.nr, false)};
-    estimate_t e = {.usage = REAL_OUT(9, c.nr), .demand = REAL_OUT(10, c.nr), .backlog = REAL_OUT(11, c.nr),
-                    .delay_ticks = REAL_OUT(12, c.n), .work = REAL_OUT(13, c.n), .level = REAL_OUT(14, c.n),
-                    .usual = REAL_OUT(15, c.n), .sure = FLAG_OUT(16, c.n), .known = FLAG_OUT(17, c.n),
-                    .still = WHOLE_OUT(18, c.nr)};
+    reading_t in = {.usage = REAL(2, c.nr), .demand_low = REAL(3, c.nr), .limit = REAL(4, c.nr),
+                    .wait_ns = REAL(5, c.n), .quality = take(&c.buffers, args[6], 'B', c.hosts * c.nr, false)};
+    estimator_t own;
+    take_estimator(&c, args + 7, &own);
+    const double *scale = own.scale;
+    const estimate_options_t *options = own.options;
+    estimate_t e = own.e;
     for (Py_ssize_t h = 0; !c.buffers.failed && h < c.hosts; h++) {
         estimate(&c.tables, scale, options, &in, &e);
         in.usage += c.nr, in.demand_low += c.nr, in.limit += c.nr, in.wait_ns += c.n, in.quality += c.nr;
@@ -240,10 +252,11 @@ PyObject *py_hold_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef methods[] = {
     METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit), METHOD(estimate),
-    METHOD(follow), METHOD(place), METHOD(place_ways), METHOD(check), METHOD(keep_back), METHOD(request),
+    METHOD(follow), METHOD(place_ways), METHOD(check), METHOD(keep_back), METHOD(request),
     METHOD(network), METHOD(push), METHOD(mix), METHOD(lstm), METHOD(hold_history),
     METHOD(hold_mixture), METHOD(hold_lstm), METHOD(due), METHOD(encode),
-    METHOD(correct), METHOD(shrink), METHOD(difference), {NULL, NULL, 0, NULL},
+    METHOD(correct), METHOD(shrink), METHOD(difference), METHOD(memo), METHOD(touch), METHOD(foresee),
+    METHOD(consult), METHOD(serve), METHOD(conclude), METHOD(settle), {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "_kernel", NULL, 0, methods, NULL, NULL, NULL, NULL};
 

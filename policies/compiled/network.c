@@ -7,6 +7,7 @@
 
 enum { LANES = 4, BLOCK = 2 * LANES };
 typedef float lanes_t __attribute__((vector_size(4 * LANES)));
+typedef float block_t __attribute__((vector_size(4 * BLOCK)));
 
 /* y[j] += sum over k of x[k] w[k][j], with rows of w and y padded to a multiple of BLOCK. */
 static void multiply(const float *x, int64_t count, const float *w, int64_t width, float *y) {
@@ -26,21 +27,33 @@ static void multiply(const float *x, int64_t count, const float *w, int64_t widt
     }
 }
 
+enum { TOGETHER = 4 };
+
+/* As multiply(), for four rows of ``y`` from as many of x: none waits for the other's sum. */
+CLONES static void multiply_four(const float *const *x, int64_t count, const float *w, int64_t width, float *y) {
+    for (int64_t j = 0; j < width; j += BLOCK) {
+        block_t sum[TOGETHER], row;
+        for (int v = 0; v < TOGETHER; v++) memcpy(&sum[v], y + v * width + j, sizeof sum[v]);
+        for (int64_t k = 0; k < count; k++) {
+            memcpy(&row, w + k * width + j, sizeof row);
+            for (int v = 0; v < TOGETHER; v++) sum[v] += x[v][k] * row;
+        }
+        for (int v = 0; v < TOGETHER; v++) memcpy(y + v * width + j, &sum[v], sizeof sum[v]);
+    }
+}
+
 /* tanh of a row. ``width``: padded. */
-static void squash(float *y, int64_t width) {
-    for (int64_t j = 0; j < width; j += LANES) {
-        float *at = y + j;
-        lanes_t x, square, above, below;
-        for (int i = 0; i < LANES; i++) at[i] = at[i] < -SQUASH_REACH ? -SQUASH_REACH : at[i] > SQUASH_REACH ? SQUASH_REACH : at[i];
-        memcpy(&x, at, sizeof x);
-        square = x * x;
-        above = SQUASH_ODD[0] * square + SQUASH_ODD[1];
+CLONES static void squash(float *y, int64_t width) {
+    for (int64_t j = 0; j < width; j++) {
+        float x = y[j] < -SQUASH_REACH ? -SQUASH_REACH : y[j];
+        x = x > SQUASH_REACH ? SQUASH_REACH : x;
+        float square = x * x, above = SQUASH_ODD[0] * square + SQUASH_ODD[1];
         for (int i = 2; i < 7; i++) above = above * square + SQUASH_ODD[i];
-        below = SQUASH_EVEN[0] * square + SQUASH_EVEN[1];
+        float below = SQUASH_EVEN[0] * square + SQUASH_EVEN[1];
         for (int i = 2; i < 4; i++) below = below * square + SQUASH_EVEN[i];
         x = x * above / below;
-        memcpy(at, &x, sizeof x);
-        for (int i = 0; i < LANES; i++) at[i] = at[i] < -1.0f ? -1.0f : at[i] > 1.0f ? 1.0f : at[i];
+        x = x < -1.0f ? -1.0f : x;
+        y[j] = x > 1.0f ? 1.0f : x;
     }
 }
 
@@ -52,7 +65,8 @@ int64_t network_floats(const network_t *m) {
 }
 
 int64_t network_room(const network_t *m, int64_t n) {
-    return n * (m->f + padded(m->e)) + 2 * m->e + m->g + padded(m->c) + 2 * padded(m->d) + padded(m->a);
+    return n * (m->f + padded(m->e)) + 2 * m->e + m->g + padded(m->c) + 2 * padded(m->d) +
+           TOGETHER * padded(m->a);
 }
 
 void network(const network_t *m, int64_t n, const float *vms, const bool *there, const float *host, float *room,
@@ -87,19 +101,25 @@ void network(const network_t *m, int64_t n, const float *vms, const bool *there,
     squash(context, c);
     memcpy(whole, head_b, sizeof *whole * (size_t)d);
     multiply(context, m->c, head_w + m->e * d, d, whole);
+    const float *seen_by[TOGETHER];
+    float *to[TOGETHER];
+    int some = 0;
     for (int64_t i = 0; i < n; i++) {
-        float *mine = out + i * m->a;
-        if (!there[i]) {
-            memset(mine, 0, sizeof *mine * (size_t)m->a);
-            continue;
+        float *mine = out + i * m->a, *acts = action + some * a;
+        memset(mine, 0, sizeof *mine * (size_t)m->a);
+        if (there[i]) {
+            memcpy(z, whole, sizeof *z * (size_t)d);
+            multiply(code + i * e, m->e, head_w, d, z);
+            squash(z, d);
+            memcpy(acts, out_b, sizeof *acts * (size_t)a);
+            multiply(z, m->d, out_w, a, acts);
+            seen_by[some] = x + i * m->f, to[some++] = mine;
         }
-        memcpy(z, whole, sizeof *z * (size_t)d);
-        multiply(code + i * e, m->e, head_w, d, z);
-        squash(z, d);
-        memcpy(action, out_b, sizeof *action * (size_t)a);
-        multiply(z, m->d, out_w, a, action);
-        multiply(x + i * m->f, m->f, lin_w, a, action);
-        squash(action, a);
-        memcpy(mine, action, sizeof *mine * (size_t)m->a);
+        if (some < TOGETHER && (i + 1 < n || !some)) continue;
+        for (int v = some; v < TOGETHER; v++) seen_by[v] = seen_by[0]; /* what comes of these nobody looks at */
+        multiply_four(seen_by, m->f, lin_w, a, action);
+        squash(action, some * a);
+        for (int v = 0; v < some; v++) memcpy(to[v], action + v * a, sizeof *action * (size_t)m->a);
+        some = 0;
     }
 }

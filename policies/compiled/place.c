@@ -106,12 +106,12 @@ static void place_slices(const layout_t *l, int64_t zone, const int64_t *units, 
     }
 }
 
-/* Placer.place() without the ways. */
-void place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *core_owner, int64_t *held, bool *cpus,
+/* Placer.place() without the ways; returns whether anything changes, and then ``touched`` says whose CPUs may have. */
+bool place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *core_owner, int64_t *held, bool *cpus,
            place_scratch_t *s) {
     bool differs = false;
     for (int64_t i = 0; i < l->n; i++) differs = differs || units[i * R + CPU] != held[i];
-    if (!differs) return;
+    if (!differs) return false;
     memset(s->touched, 0, (size_t)l->n);
     memset(s->evicted, 0, (size_t)l->n * sizeof *s->evicted);
     for (int64_t z = 0; z < l->zones; z++) {
@@ -136,6 +136,7 @@ void place(const layout_t *l, const int64_t *units, int64_t *owner, int64_t *cor
             held[row]++;
             cpus[row * l->cpus + l->line_cpu[at]] = true;
         }
+    return true;
 }
 
 /* WayLine._layout() of one host: where ``want`` ways of each VM start. ``first``: those who begin at the low end. */

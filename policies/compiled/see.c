@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { LANES = 4, LOGS = 32, CENSORED = 4 }; /* policies/reading.py: Quality */
+enum { LANES = 8, LOGS = 32, CENSORED = 4 }; /* policies/reading.py: Quality */
 typedef float lanes_t __attribute__((vector_size(4 * LANES)));
 typedef int32_t whole_t __attribute__((vector_size(4 * LANES)));
 
@@ -41,7 +41,7 @@ void due(const tables_t *t, const due_t *k, const double *usage, const double *n
 
 /* Natural logarithms of positive numbers, in place, to about 1e-7; what is no number stays none. The polynomial is that
  * of the Cephes library's logf (Moshier 1989). */
-static void logarithms(float *y) {
+INLINE void logarithms(float *y) {
     static const float p[] = {7.0376836292e-2f,  -1.1514610310e-1f, 1.1676998740e-1f,  -1.2420140846e-1f, 1.4249322787e-1f,
                               -1.6668057665e-1f, 2.0000714765e-1f,  -2.4999993993e-1f, 3.3333331174e-1f};
     for (int j = 0; j < LOGS; j += LANES) {
@@ -67,16 +67,20 @@ static void logarithms(float *y) {
     }
 }
 
-static float within(float x, const float *bounds, int64_t features) {
-    if (isnan(x)) return bounds[2 * features];
-    float low = bounds[0], high = bounds[features];
-    return x < low ? low : x > high ? high : x;
+/* Bring each feature within its bounds, low, high and default one after the other. */
+INLINE void bring_within(float *restrict x, const float *restrict bounds, int features) {
+    for (int f = 0; f < features; f++) {
+        float low = bounds[f], high = bounds[features + f], none = bounds[2 * features + f];
+        float y = x[f] < low ? low : x[f];
+        y = y > high ? high : y;
+        x[f] = x[f] == x[f] ? y : none;
+    }
 }
 
 static double within_three(double x) { return x < -3.0 ? -3.0 : x > 3.0 ? 3.0 : x; }
 
 /* One VM's row; ``short_of``: what is asked beyond the scarcest resource of the host. */
-static void see_vm(const tables_t *t, const view_t *v, const seen_t *in, int64_t i, double room, double last,
+INLINE void see_vm(const tables_t *t, const view_t *v, const seen_t *in, int64_t i, double room, double last,
                    double hidden, float short_of, float *out) {
     const double *per_fair = v->per_fair, *ask = in->ask + i * R, *need = in->need + i * R;
     const int64_t *held = in->held + i * R, *owed = t->reservation + i * R;
@@ -113,11 +117,11 @@ static void see_vm(const tables_t *t, const view_t *v, const seen_t *in, int64_t
     out[WEIGHT] = (float)v->weight[i], out[OVER] = rest[2];
     out[SERVED] = (float)served, out[SHORT] = short_of;
     out[SEEN_RATE] = in->unsure[i] ? 0.0f : (float)log_rate, out[SHORT_RATE] = (float)(log_rate * (double)short_of);
-    for (int f = 0; f < VM_FEATURES; f++) out[f] = within(out[f], v->vm_bounds + f, VM_FEATURES);
+    bring_within(out, v->vm_bounds, VM_FEATURES);
 }
 
 /* Encoder.encode() of one host. ``last``: the CPU need of the tick before; ``room`` (N,): to work in. */
-void encode(const tables_t *t, const view_t *v, const seen_t *in, double *last, double *hidden, double *room,
+CLONES void encode(const tables_t *t, const view_t *v, const seen_t *in, double *last, double *hidden, double *room,
             float *vms, float *whole) {
     double asked[R] = {0.0}, needed[R] = {0.0}, pressed[R] = {0.0}, delay = 0.0;
     room_left(t, in->ask, v->order, v->per_movable, room);
@@ -140,7 +144,7 @@ void encode(const tables_t *t, const view_t *v, const seen_t *in, double *last, 
     most = most < -1.0f ? -1.0f : most > 1.0f ? 1.0f : most;
     whole[VMS] = (float)*v->count;
     whole[MEAN_DELAY] = (float)log1p(delay / larger((double)t->n, 1.0));
-    for (int g = 0; g < HOST_FEATURES; g++) whole[g] = within(whole[g], v->host_bounds + g, HOST_FEATURES);
+    bring_within(whole, v->host_bounds, HOST_FEATURES);
     for (int64_t i = 0; i < t->n; i++) {
         hidden[i] = in->unsure[i] ? hidden[i] + 1.0 : 0.0;
         see_vm(t, v, in, i, room[i], last[i], hidden[i], most, vms + i * VM_FEATURES);

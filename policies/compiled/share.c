@@ -6,26 +6,60 @@
 
 static const double ROUNDING = 1e-9;
 
+enum { FEW = 32 };
+
+/* Where each of a few keys comes is how many come before it: more comparisons than other ways take, but no branch that
+ * depends on one. What is no number has no place, and is sorted as it was ever done. */
+CLONES static void sort_few(const double *key, int64_t *rows, int64_t count) {
+    double x[FEW];
+    int64_t row[FEW], place[FEW];
+    bool numbers = true;
+    for (int64_t i = 0; i < count; i++) {
+        row[i] = rows[i];
+        x[i] = key[rows[i]];
+        numbers &= x[i] == x[i];
+    }
+    for (int64_t i = count; i < FEW; i++) x[i] = INFINITY; /* behind all others */
+    if (!numbers) {
+        for (int64_t i = 1; i < count; i++) {
+            int64_t j = i;
+            for (; j > 0 && key[rows[j - 1]] > x[i]; j--) rows[j] = rows[j - 1];
+            rows[j] = row[i];
+        }
+        return;
+    }
+    int64_t width = (count + 3) / 4 * 4;
+    memset(place, 0, sizeof place);
+    for (int64_t j = 0; j < count; j++) {
+        double other = x[j];
+        int64_t i = 0;
+        for (; i <= j; i++) place[i] += other < x[i];
+        for (; i < width; i++) place[i] += other <= x[i];
+    }
+    for (int64_t i = 0; i < count; i++) rows[place[i]] = row[i];
+}
+
 /* Bring ``rows`` into the order of their keys, ascending; equal keys stay as they stand. */
 void sort_rows(const double *key, int64_t *rows, int64_t count, int64_t *merge) {
-    if (count <= 24) {
-        for (int64_t i = 1; i < count; i++) {
-            int64_t row = rows[i], j = i;
-            for (; j > 0 && key[rows[j - 1]] > key[row]; j--) rows[j] = rows[j - 1];
-            rows[j] = row;
-        }
+    if (count <= FEW) {
+        sort_few(key, rows, count);
         return;
     }
     int64_t half = count / 2, a = 0, b = half, k = 0;
     sort_rows(key, rows, half, merge);
     sort_rows(key, rows + half, count - half, merge);
     memcpy(merge, rows, (size_t)half * sizeof *rows);
-    while (a < half && b < count) rows[k++] = key[rows[b]] < key[merge[a]] ? rows[b++] : merge[a++];
+    while (a < half && b < count) {
+        int64_t left = merge[a], right = rows[b];
+        bool second = key[right] < key[left];
+        rows[k++] = second ? right : left;
+        a += !second, b += second;
+    }
     while (a < half) rows[k++] = merge[a++];
 }
 
 /* host.entitled_units(): min(ask, reservation) in whole granules, at least the floor. */
-void entitle(const tables_t *t, const double *ask, int64_t *low) {
+CLONES void entitle(const tables_t *t, const double *ask, int64_t *low) {
     for (int64_t i = 0; i < t->n * R; i++) {
         double wanted = smaller(ask[i], (double)t->reservation[i]); /* NaN: the reservation */
         int64_t units = (int64_t)ceil(wanted - ROUNDING), granule = t->granule[i];
@@ -37,7 +71,7 @@ void entitle(const tables_t *t, const double *ask, int64_t *low) {
 }
 
 /* rounding.apportion() of one pool: ``x`` by row of the pool, added to ``out`` (N, R). */
-void apportion(const tables_t *t, const pool_t *p, const double *x, int64_t capacity, int64_t *out, scratch_t *s) {
+CLONES void apportion(const tables_t *t, const pool_t *p, const double *x, int64_t capacity, int64_t *out, scratch_t *s) {
     int64_t left = capacity, some = 0;
     for (int64_t k = 0; k < p->count; k++) {
         int64_t row = p->rows[k], at = row * R + p->resource;
@@ -46,7 +80,8 @@ void apportion(const tables_t *t, const pool_t *p, const double *x, int64_t capa
         out[at] += units;
         left -= units;
         s->key[row] = (double)t->rank[row] * 1e-9 - rest;
-        if (rest > 1e-6) s->order[some++] = row;
+        s->order[some] = row; /* one too many at most is written, and there is room for all */
+        some += rest > 1e-6;
     }
     if (left <= 0 || !some) return;
     /* Who rounds to nothing takes nothing: only the others need an order. Ties cannot be, ranks differ. */
@@ -72,8 +107,11 @@ static void fill(const pool_t *p, const double *extra, double room, double *x, d
             int64_t still = 0;
             level = room / (double)waiting;
             for (int64_t k = 0; k < waiting; k++) {
-                if (open[k] <= level) room -= open[k];
-                else open[still++] = open[k];
+                double mine = open[k];
+                bool filled = mine <= level;
+                room -= filled ? mine : 0.0;
+                open[still] = mine;
+                still += !filled;
             }
             if (still == waiting || !still) break;
             waiting = still;
@@ -176,7 +214,7 @@ static void choose(const tables_t *t, const double *need, const double *backlog,
 }
 
 /* Triage.allocate() of one host. */
-void triage(const tables_t *t, const double *ask, const double *need, const double *backlog, const double *weight,
+CLONES void triage(const tables_t *t, const double *ask, const double *need, const double *backlog, const double *weight,
             const triage_knobs_t *k, bool *admitted, int64_t *out, scratch_t *s) {
     int64_t n = t->n;
     bool scarce = false;

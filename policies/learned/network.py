@@ -104,6 +104,11 @@ class Network:
             raise InputError(f"{', '.join(sorted(set(arrays) - set(NORMALISATION)))} are no part of the normalisation")
         return Network({**self.arrays, **arrays})
 
+    @property
+    def compiled_form(self) -> tuple[IntArray, Float32Array]:
+        """Its widths and weights as compiled/network.c reads them."""
+        return self._sizes, self._packed
+
     def forward(
         self, vms: npt.NDArray[np.floating], mask: npt.NDArray[Any], host: npt.NDArray[np.floating]
     ) -> Float32Array:

@@ -8,10 +8,12 @@ of the environment whose agent is the same network.
 from __future__ import annotations
 
 import copy
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from foreshare.policies import kernel
 from foreshare.policies.allocators import Request, Triage
 from foreshare.policies.allocators.corrected import LIMIT, Corrected
 from foreshare.policies.decide import DecideOptions, Mind
@@ -32,6 +34,9 @@ class Learned:
         self._encoder: Encoder | None = None
         self._host: Host | None = None
         self._there: BoolArray = np.zeros(0, bool)
+        self._bound: tuple[Host, IntArray] | None = None
+        self._arrays: tuple[object, ...] = ()
+        self.memo = kernel.Memo()
 
     @property
     def base(self) -> Triage:
@@ -48,11 +53,31 @@ class Learned:
             raise InputError(f"policy {self.name} has no mind to see with")
         if host is not self._host:
             self._host, self._there = host, np.ascontiguousarray(np.broadcast_to(host.active, host.shape[:-1]))
+        if kernel.compiled is not None and self._mind is not None and self._mind.asks(request) and not host.batch:
+            return self._consult(kernel.compiled, self._mind, self._encoder, host)
         vms, whole = self._encoder.encode()
         action = self.network.forward(vms, self._there, whole)
         action *= LIMIT
         self._corrected.action = action
         return self._corrected.allocate(request, host, tick)
+
+    def _consult(self, compiled: ModuleType, mind: Mind, encoder: Encoder, host: Host) -> IntArray:
+        """Do all of it in one compiled call, over arrays that are checked once."""
+        mind.see_deadlines()
+        if self._bound is None or self._bound[0] is not host or self._bound[1] is not mind.held:
+            encoder.bind(host)
+            self.base.bind(host)
+            self._bound = host, mind.held
+            self._arrays = (
+                kernel.tables(host),
+                *encoder.arrays(),
+                *self.network.compiled_form,
+                self._there,
+                *self.base.arrays,
+            )
+        out = np.empty(host.shape, np.int64)
+        compiled.consult(self.memo.held, self._arrays, LIMIT, out)
+        return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Learned:
         """Return a twin that remembers nothing of what was seen, and looks at the same mind."""

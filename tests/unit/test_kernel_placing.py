@@ -111,8 +111,9 @@ def test_what_is_no_placer_is_refused(bad: str) -> None:
     else:
         owner = owner.astype(np.float64)  # type: ignore[assignment]
     cores, held = np.full(int(layout[2]), -1), np.zeros(3, np.int64)
+    arrays = (layout, owner, cores, held, into.cpus.copy(), into.units, into.cpus, into.ways)
     with pytest.raises(ValueError, match=r"array|placement"):
-        kernel.compiled.place(layout, units, owner, cores, held, into.cpus.copy(), into.units, into.cpus)
+        kernel.compiled.settle(kernel.Memo().held, arrays, units)
 
 
 def same_plan(one: Plan, other: Plan) -> None:

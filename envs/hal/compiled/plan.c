@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "memo.h"
 #include "numbers.h"
 
 enum { CPUS_CONTROL, CPU_CONTROL, WAYS_CONTROL, MEMORY_CONTROL, IO_CONTROL, CONTROLS }; /* types.py: Control */
@@ -199,47 +200,82 @@ static bool give_ways(const change_t *c, int64_t *now, writes_t *w) {
     }
 }
 
-/* build_plan(): fills control, vm, value (7 N each) and cpu_sets (2 N, C); returns (writes, sets, whole). */
-static PyObject *py_build(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    buffers_t b = {.count = 0};
-    if (count != 16) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 16", count);
-    const int64_t *head = take(&b, args[0], 'l', 3, false);
-    if (!head) return let_go(&b, NULL);
-    change_t c = {.n = head[0], .cpus = head[1], .min_ways = head[2]};
-    if (c.n < 0 || c.n > INT32_MAX || c.cpus < 0 || c.cpus > INT32_MAX) {
+typedef struct {
+    buffers_t buffers;
+    change_t change;
+    writes_t writes;
+    sets_t sets;
+    int64_t *now;
+    char *memory;
+} build_t;
+
+enum { BUILD = 16 };
+static const char BUILD_OF[] = "build";
+
+static void drop_build(void *room) {
+    build_t *p = room;
+    let_go(&p->buffers, NULL);
+    free(p->memory);
+    free(p);
+}
+
+/* Take the arrays of _arrays() in plan.py. */
+static build_t *open_build(memo_t *m, PyObject *const *tuple) {
+    PyObject *args[MOST_ARGS];
+    build_t *p = spread(tuple[0], NULL, 0, BUILD, args) ? calloc(1, sizeof *p) : NULL;
+    if (!p) return PyErr_Occurred() ? NULL : (void *)PyErr_NoMemory();
+    buffers_t *b = &p->buffers;
+    change_t *c = &p->change;
+    writes_t *w = &p->writes;
+    const int64_t *head = take(b, args[0], 'l', 3, false);
+    if (head) c->n = head[0], c->cpus = head[1], c->min_ways = head[2];
+    if (c->n < 0 || c->n > INT32_MAX || c->cpus < 0 || c->cpus > INT32_MAX) {
         PyErr_SetString(PyExc_ValueError, "this is no host");
-        return let_go(&b, NULL);
+        b->failed = true;
     }
-    c.active = take(&b, args[1], '?', c.n, false), c.apart = take(&b, args[2], '?', c.n, false);
-    c.zone = take(&b, args[3], 'l', c.n, false), c.movable = take(&b, args[4], '?', R, false);
-    c.units = take(&b, args[5], 'l', c.n * R, false), c.sets = take(&b, args[6], '?', c.n * c.cpus, false);
-    c.ways = take(&b, args[7], 'l', c.n, false), c.wanted_units = take(&b, args[8], 'l', c.n * R, false);
-    c.wanted_sets = take(&b, args[9], '?', c.n * c.cpus, false), c.wanted_ways = take(&b, args[10], 'l', c.n, false);
-    writes_t w = {.control = take(&b, args[11], 'b', 7 * c.n, true), .vm = take(&b, args[12], 'l', 7 * c.n, true),
-                  .value = take(&b, args[13], 'l', 7 * c.n, true),
-                  .cpu_sets = take(&b, args[14], '?', 2 * c.n * c.cpus, true)};
-    int64_t *now = take(&b, args[15], 'l', c.n, true);
-    if (b.failed) return let_go(&b, NULL);
-    size_t n = (size_t)c.n, C = (size_t)c.cpus;
-    char *memory = malloc(16 * n + n * C + 3 * n + 3 * C + 8);
-    if (!memory) {
-        b.failed = true;
-        return let_go(&b, PyErr_NoMemory());
+    c->active = take(b, args[1], '?', c->n, false), c->apart = take(b, args[2], '?', c->n, false);
+    c->zone = take(b, args[3], 'l', c->n, false), c->movable = take(b, args[4], '?', R, false);
+    c->units = take(b, args[5], 'l', c->n * R, false), c->sets = take(b, args[6], '?', c->n * c->cpus, false);
+    c->ways = take(b, args[7], 'l', c->n, false), c->wanted_units = take(b, args[8], 'l', c->n * R, false);
+    c->wanted_sets = take(b, args[9], '?', c->n * c->cpus, false), c->wanted_ways = take(b, args[10], 'l', c->n, false);
+    w->control = take(b, args[11], 'b', 7 * c->n, true), w->vm = take(b, args[12], 'l', 7 * c->n, true);
+    w->value = take(b, args[13], 'l', 7 * c->n, true);
+    w->cpu_sets = take(b, args[14], '?', 2 * c->n * c->cpus, true);
+    p->now = take(b, args[15], 'l', c->n, true);
+    size_t n = (size_t)c->n, C = (size_t)c->cpus;
+    if (!b->failed && !(p->memory = malloc(16 * n + n * C + 3 * n + 3 * C + 8))) PyErr_NoMemory(), b->failed = true;
+    if (b->failed) {
+        drop_build(p);
+        return NULL;
     }
-    sets_t s = {.row = (int64_t *)memory, .at = (int64_t *)memory + n, .room = (bool *)(memory + 16 * n)};
-    s.two = s.room + n * C, s.stays = s.two + n, s.later = s.stays + n;
-    s.taken = s.later + n, s.to_apart = s.taken + C, s.pinned = s.to_apart + C;
+    sets_t *s = &p->sets;
+    s->row = (int64_t *)p->memory, s->at = s->row + n, s->room = (bool *)(p->memory + 16 * n);
+    s->two = s->room + n * C, s->stays = s->two + n, s->later = s->stays + n;
+    s->taken = s->later + n, s->to_apart = s->taken + C, s->pinned = s->to_apart + C;
+    return remember(m, BUILD_OF, tuple, 1, p, drop_build);
+}
+
+/* build_plan(): build(memo, arrays) fills control, vm, value (7 N each) and cpu_sets (2 N, C); returns (writes, sets,
+ * whole). */
+static PyObject *py_build(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
+    memo_t *m = PyCapsule_GetPointer(args[0], MEMO);
+    build_t *p = m ? recall(m, BUILD_OF, args + 1, 1) : NULL;
+    if (m && !p) p = open_build(m, args + 1);
+    if (!p) return NULL;
+    const change_t *c = &p->change;
+    writes_t *w = &p->writes;
     bool whole = true;
-    for (int64_t i = 0; i < c.n; i++) whole = whole && c.active[i];
-    if (c.movable[CPU]) whole = plan_sets(&c, &s) && whole;
-    take_sets(&c, &s, &w);
-    count_units(&c, false, &w);
-    if (c.movable[CACHE]) take_ways(&c, now, &w);
-    give_sets(&c, &s, &w);
-    count_units(&c, true, &w);
-    if (c.movable[CACHE]) whole = give_ways(&c, now, &w) && whole;
-    free(memory);
-    return let_go(&b, Py_BuildValue("LLO", (long long)w.count, (long long)w.sets, whole ? Py_True : Py_False));
+    w->count = w->sets = p->sets.count = 0;
+    for (int64_t i = 0; i < c->n; i++) whole = whole && c->active[i];
+    if (c->movable[CPU]) whole = plan_sets(c, &p->sets) && whole;
+    take_sets(c, &p->sets, w);
+    count_units(c, false, w);
+    if (c->movable[CACHE]) take_ways(c, p->now, w);
+    give_sets(c, &p->sets, w);
+    count_units(c, true, w);
+    if (c->movable[CACHE]) whole = give_ways(c, p->now, w) && whole;
+    return Py_BuildValue("LLO", (long long)w->count, (long long)w->sets, whole ? Py_True : Py_False);
 }
 
 /* Whether a kernel would refuse a write: HeldPlacement._refused(). */
