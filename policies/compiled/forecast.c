@@ -169,68 +169,55 @@ CLONES static void learn(const history_t *h, mixture_t *m, const mixture_options
         loose[j] = h->loose[s + j] < WIDTHS[k] ? 1.0F : 0.0F;
     }
     float *error = m->error + k * size + s;
-    row_t slope[MOST_MEMBERS + 1], cost[MOST_MEMBERS + 1];
     float before[BLOCK]; /* of the error, which changes with the median alone */
     for (int j = 0; j < n; j++) {
         float miss = truth[j] - past[members * LEVELS * size + j];
         before[j] = error[j] + (fabsf(miss) - error[j]) * o->error_gain * judged[j];
     }
     memcpy(error, before, sizeof(float) * (size_t)n);
-    const float *x = m->x + ((m->count - (int64_t)AHEAD[k]) % REMEMBERED * REGRESSORS) * size + s;
-    float norm[BLOCK] = {0.0F};
-    for (int p = 0; p < REGRESSORS; p++)
-        for (int j = 0; j < n; j++) norm[j] += x[p * size + j] * x[p * size + j];
-    for (int q = 0; q < LEVELS; q++) {
-        for (int i = 0; i <= members; i++)
-            for (int j = 0; j < n; j++) {
-                float miss = truth[j] - past[(i * LEVELS + q) * size + j];
-                float under = miss <= 0.0F ? 1.0F : 0.0F;
-                float step = (LEVEL[q] - under) * judged[j] * (1.0F - under * loose[j]);
-                slope[i][j] = step, cost[i][j] = miss * step;
-            }
-        float *usual = m->loss + (k * LEVELS + q) * size + s, scaled[BLOCK], sum[BLOCK] = {0.0F};
+    const float *said = past + members * LEVELS * size;
+    for (int q = 0; q < LEVELS; q++, said += size) {
+        float slope[BLOCK], pull[BLOCK], sum[BLOCK] = {0.0F};
+        float *usual = m->loss + (k * LEVELS + q) * size + s;
         for (int j = 0; j < n; j++) {
-            usual[j] += (cost[members][j] - usual[j]) * o->error_gain;
-            scaled[j] = usual[j] + 1e-6F;
+            float miss = truth[j] - said[j], under = miss <= 0.0F ? 1.0F : 0.0F;
+            slope[j] = (LEVEL[q] - under) * judged[j] * (1.0F - under * loose[j]);
+            usual[j] += (miss * slope[j] - usual[j]) * o->error_gain * judged[j];
+            pull[j] = slope[j] * o->eta[q] / (usual[j] + 1e-6F);
         }
         for (int i = 0; i < members; i++) {
             float *weight = m->weights + ((i * HORIZONS + k) * LEVELS + q) * size + s;
+            const float *each = past + (i * LEVELS + q) * size;
             for (int j = 0; j < n; j++) {
-                weight[j] /= below(cost[i][j] / scaled[j], 20.0F) * o->eta[q] + 1.0F;
+                weight[j] *= below(above((each[j] - said[j]) * pull[j], -0.5F), 3.0F) + 1.0F;
                 sum[j] += weight[j];
             }
         }
         for (int j = 0; j < n; j++) sum[j] = (1.0F - o->share) / sum[j];
         for (int i = 0; i < members; i++) {
-            float *weight = m->weights + ((i * HORIZONS + k) * LEVELS + q) * size + s, shared = o->share * o->prior[i];
+            float *weight = m->weights + ((i * HORIZONS + k) * LEVELS + q) * size + s;
+            float shared = o->share * o->prior[i][q];
             for (int j = 0; j < n; j++) weight[j] = weight[j] * sum[j] + shared;
         }
-        for (int i = 0; i < POINTS; i++) {
-            float *offset = m->offset + ((i * HORIZONS + k) * LEVELS + q) * size + s;
-            const float *said = past + (i * LEVELS + q) * size;
-            for (int j = 0; j < n; j++) {
-                float over = said[j] > 0.0F || truth[j] > said[j] ? 1.0F : 0.0F;
-                offset[j] += slope[i][j] * over * o->offset_rate[q] * error[j];
-            }
-        }
-        float move[BLOCK];
-        for (int j = 0; j < n; j++) move[j] = slope[POINTS + 1][j] * o->rate[q] / norm[j];
-        for (int p = 0; p < REGRESSORS; p++) {
-            float *theta = m->theta + ((k * LEVELS + q) * REGRESSORS + p) * size + s;
-            for (int j = 0; j < n; j++) theta[j] += move[j] * x[p * size + j];
+        float *offset = m->offset + (k * LEVELS + q) * size + s;
+        const float *recent = past + q * size;
+        for (int j = 0; j < n; j++) {
+            float miss = truth[j] - recent[j], under = miss <= 0.0F ? 1.0F : 0.0F;
+            float over = recent[j] > 0.0F || miss > 0.0F ? 1.0F : 0.0F;
+            offset[j] += (LEVEL[q] - under) * judged[j] * (1.0F - under * loose[j]) * over * o->offset_rate[q] * error[j];
         }
         float *factor = m->factor + (k * LEVELS + q) * size + s;
-        const float *said = past + (members * LEVELS + q) * size;
         for (int j = 0; j < n; j++) {
             float busy = said[j] >= (float)FLOOR ? 1.0F : 0.0F;
-            float now = factor[j] * (slope[members][j] * o->factor_rate[q] * busy + 1.0F);
+            float now = factor[j] * (slope[j] * o->factor_rate[q] * busy + 1.0F);
             factor[j] = above(below(now, 5.0F), (float)(1.0 / 5.0));
         }
     }
+    remember(m, k, s, n, truth, judged, loose);
 }
 
 /* Mixture._notice_steps() */
-static void notice_steps(const history_t *h, mixture_t *m, const mixture_options_t *o, int64_t s, int n) {
+static void notice_steps(const history_t *h, mixture_t *m, int64_t s, int n) {
     int64_t size = h->size, now = (int64_t)(h->newest + WINDOW) * size + s, rows = 2 * WINDOW * size;
     for (int j = 0; j < n; j++) {
         const double *sums = h->running + now + j;
@@ -244,7 +231,7 @@ static void notice_steps(const history_t *h, mixture_t *m, const mixture_options
             m->factor[i * size + s + j] = 1.0F;
             for (int member = 0; member < m->members; member++)
                 m->weights[(member * HORIZONS * LEVELS + i) * size + s + j] =
-                    member ? o->share : 1.0F - o->share * (float)(m->members - 1);
+                    member ? 0.05F / (float)(m->members - 1) : 1.0F - 0.05F;
         }
     }
 }
@@ -252,25 +239,16 @@ static void notice_steps(const history_t *h, mixture_t *m, const mixture_options
 /* The members' answers, (M, K * Q, BLOCK). Mixture._predict() */
 CLONES static void predict(const history_t *h, mixture_t *m, int64_t s, int n, row_t *x, row_t *each) {
     enum { KQ = HORIZONS * LEVELS };
-    static const int AT[LEVELS] = {QUANTILES, QUANTILES + 1, QUANTILES + 3};
-    int64_t size = h->size;
-    const float *newest = h->y + (int64_t)h->newest * size + s, *five = h->five + s;
-    float *kept = m->x + (m->count % REMEMBERED * REGRESSORS) * size + s;
-    for (int p = 0; p < REGRESSORS; p++) memcpy(kept + p * size, x[SUMMARY + p], sizeof(float) * (size_t)n);
+    const float *five = h->five + s;
     for (int i = 0; i < KQ; i++) {
-        const float *offset = m->offset + i * size + s, *climate = h->climate + AT[i % LEVELS] * size + s;
+        const float *offset = m->offset + i * h->size + s;
         for (int j = 0; j < n; j++) each[i][j] = above(five[j] + offset[j], 0.0F);
-        offset += KQ * size;
-        for (int j = 0; j < n; j++) each[KQ + i][j] = above(newest[j] + offset[j], 0.0F);
-        for (int j = 0; j < n; j++) each[2 * KQ + i][j] = climate[j];
-        float sum[BLOCK] = {0.0F};
-        for (int p = 0; p < REGRESSORS; p++) {
-            const float *theta = m->theta + (i * REGRESSORS + p) * size + s;
-            for (int j = 0; j < n; j++) sum[j] += theta[j] * x[SUMMARY + p][j];
-        }
-        for (int j = 0; j < n; j++) each[3 * KQ + i][j] = above(sum[j], 0.0F) * h->scale[s + j];
     }
-    if (m->hidden[0]) network(h, m, s, n, x, each + 4 * KQ);
+    look(h, m, s, n);
+    recall(h, m, s, n, (const row_t *)each, each + KQ);
+    if (!m->hidden[0]) return;
+    features(h, s, n, x);
+    network(h, m, s, n, x, each + (1 + TABLES) * KQ);
 }
 
 CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out) {
@@ -281,8 +259,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
     for (int64_t s = 0; s < size; s += BLOCK) {
         int n = size - s < BLOCK ? (int)(size - s) : BLOCK;
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
-        if (m->count % 2) notice_steps(h, m, o, s, n);
-        features(h, s, n, x);
+        if (m->count % 2) notice_steps(h, m, s, n);
         predict(h, m, s, n, x, each);
         for (int i = 0; i < KQ; i++) {
             for (int j = 0; j < n; j++) said[i][j] = 0.0F;

@@ -114,10 +114,10 @@ PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     return let_go(&b, PyBool_FromLong(whole));
 }
 
-enum { MIXTURE = 14 };
+enum { MIXTURE = 15 };
 
-/* hold_mixture(arrays, size) with those of Mixture._hold: (weights, offset, factor, loss, error, 3 of what was said, theta, x,
- * 3 layers or None, members). */
+/* hold_mixture(arrays, size) with those of Mixture._hold: (weights, offset, factor, loss, error, 3 of what was said, cells, now,
+ * was, 3 layers or None, members). */
 PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
     held_t *new = begin();
@@ -127,7 +127,7 @@ PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t coun
     PyObject *tuple = args[0];
     int64_t members = 0, size = PyLong_AsLongLong(args[1]);
     if (size < 0 || PyTuple_Size(tuple) != MIXTURE || !whole_number(tuple, MIXTURE - 1, &members) ||
-        members < POINTS + 2 || members > MOST_MEMBERS) {
+        members < 1 + TABLES || members > MOST_MEMBERS) {
         PyErr_Clear();
         refuse(b, "this is no mixture");
         return keep(new, A_MIXTURE);
@@ -135,14 +135,14 @@ PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t coun
     m->members = (int)members, m->size = size;
     Py_ssize_t k = 0, n = (Py_ssize_t)size, kqs = HORIZONS * LEVELS * n;
 #define OWN(to, items) m->to = take(b, PyTuple_GetItem(tuple, k++), 'f', items, true)
-    OWN(weights, members * kqs), OWN(offset, POINTS * kqs), OWN(factor, kqs), OWN(loss, kqs), OWN(error, HORIZONS * n);
+    OWN(weights, members * kqs), OWN(offset, kqs), OWN(factor, kqs), OWN(loss, kqs), OWN(error, HORIZONS * n);
     for (int i = 0; i < HORIZONS; i++) {
         OWN(past[i], -1);
         Py_ssize_t slot = (Py_ssize_t)(members + 1) * LEVELS * n * 4, length = b->failed ? 0 : b->view[b->count - 1].len;
         m->slots[i] = slot ? (int)(length / slot) : 1;
         if (m->slots[i] < 1 || length != m->slots[i] * slot) refuse(b, "what was said is of another mixture");
     }
-    OWN(theta, REGRESSORS * kqs), OWN(x, REMEMBERED * REGRESSORS * n);
+    OWN(cells, CELLS * HORIZONS * ENTRY * n), OWN(now, 2 * n), OWN(was, REMEMBERED * (1 + TABLES) * n);
 #undef OWN
     if (members == MOST_MEMBERS) {
         Py_ssize_t above = FEATURES;
