@@ -226,13 +226,7 @@ static void notice_steps(const history_t *h, mixture_t *m, int64_t s, int n) {
         double most = 4.0 * sqrt(larger(square, 0.0)) + 0.1 * mean + FLOOR;
         const float *y = h->y + now + j;
         float low = below(below(y[0], y[-size]), y[-2 * size]), high = above(above(y[0], y[-size]), y[-2 * size]);
-        if (!(low > mean + most || (high < mean - most && h->loose[s + j] >= 3))) continue;
-        for (int i = 0; i < HORIZONS * LEVELS; i++) {
-            m->factor[i * size + s + j] = 1.0F;
-            for (int member = 0; member < m->members; member++)
-                m->weights[(member * HORIZONS * LEVELS + i) * size + s + j] =
-                    member ? 0.05F / (float)(m->members - 1) : 1.0F - 0.05F;
-        }
+        if (low > mean + most || (high < mean - most && h->loose[s + j] >= 3)) m->stepped[s + j] = 0.95F;
     }
 }
 
@@ -259,6 +253,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
     for (int64_t s = 0; s < size; s += BLOCK) {
         int n = size - s < BLOCK ? (int)(size - s) : BLOCK;
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
+        for (int j = 0; j < n; j++) m->stepped[s + j] *= 0.8F;
         if (m->count % 2) notice_steps(h, m, s, n);
         predict(h, m, s, n, x, each);
         for (int i = 0; i < KQ; i++) {
@@ -267,6 +262,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
                 const float *weight = m->weights + (member * KQ + i) * size + s, *answer = each[member * KQ + i];
                 for (int j = 0; j < n; j++) said[i][j] += weight[j] * answer[j];
             }
+            for (int j = 0; j < n; j++) said[i][j] += (each[i][j] - said[i][j]) * m->stepped[s + j];
         }
         for (int i = 0; i < KQ; i++) { /* Mixture._correct() */
             const float *factor = m->factor + i * size + s;

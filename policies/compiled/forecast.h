@@ -51,6 +51,7 @@ typedef struct {
     float *cells;                   /* (S, CELLS, K, ENTRY) */
     float *now;                     /* (2, S) */
     float *was;                     /* (REMEMBERED, 1 + TABLES, S) */
+    float *stepped;                 /* (S,) */
 } mixture_t;
 
 /* situations.c, for ``n`` series from ``s`` on: Situations.look(), .answer() into (TABLES * K * Q, BLOCK), .learn() */

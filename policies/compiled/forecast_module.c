@@ -114,10 +114,10 @@ PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     return let_go(&b, PyBool_FromLong(whole));
 }
 
-enum { MIXTURE = 15 };
+enum { MIXTURE = 16 };
 
 /* hold_mixture(arrays, size) with those of Mixture._hold: (weights, offset, factor, loss, error, 3 of what was said, cells, now,
- * was, 3 layers or None, members). */
+ * was, stepped, 3 layers or None, members). */
 PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
     held_t *new = begin();
@@ -143,6 +143,7 @@ PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t coun
         if (m->slots[i] < 1 || length != m->slots[i] * slot) refuse(b, "what was said is of another mixture");
     }
     OWN(cells, CELLS * HORIZONS * ENTRY * n), OWN(now, 2 * n), OWN(was, REMEMBERED * (1 + TABLES) * n);
+    OWN(stepped, n);
 #undef OWN
     if (members == MOST_MEMBERS) {
         Py_ssize_t above = FEATURES;

@@ -5,7 +5,7 @@
 #include "forecast.h"
 
 static const float FLOOR = 0.01F, LEVEL[LEVELS] = {0.5F, 0.9F, 0.99F}, INVERSE[LEVELS] = {2.0F, 10.0F, 100.0F};
-static const float FEWEST[LEVELS] = {4.0F, 20.0F, 100.0F}, MOST[LEVELS] = {1000.0F, 1333.0F, 2667.0F};
+static const float FEWEST[LEVELS] = {4.0F, 20.0F, 100.0F}, MOST[LEVELS] = {3000.0F, 4000.0F, 8000.0F};
 static const int AHEAD[HORIZONS] = {1, 5, 10};
 static const float AT_LEVEL[LEVEL_EDGES] = {0.03F, 0.1F, 0.3F, 0.6F, 1.0F}, AT_TREND[TREND_EDGES] = {0.5F, 1.0F, 2.0F};
 static const float AT_IDLE[IDLE_EDGES] = {1, 3, 6, 12, 25, 50, 90, 110, 150}, AT_BUSY[BUSY_EDGES] = {3, 8, 20, 60, 110};
@@ -49,7 +49,7 @@ void recall(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *rec
             for (int k = 0; k < HORIZONS; k++, cell += ENTRY) {
                 if (cell[VISITS] == 0.0F)
                     for (int q = 0; q < LEVELS; q++) {
-                        float start = above(m->error[k * size + s + j], 0.1F * h->climate[PEAK * size + s + j]);
+                        float start = above(m->error[k * size + s + j], 0.02F * h->climate[PEAK * size + s + j]);
                         float usual = h->climate[AT[q] * size + s + j];
                         cell[q] = i ? usual : recent[k * LEVELS + q][j] - base;
                         cell[LEVELS + q] = start;
@@ -69,8 +69,8 @@ void remember(mixture_t *m, int k, int64_t s, int n, const float *truth, const f
             float base = i ? 0.0F : was[j], sure = 1.0F - loose[j], visits = cell[VISITS];
             for (int q = 0; q < LEVELS; q++) {
                 float over = truth[j] - base - cell[q], counts = judged[j] * (over > 0.0F ? 1.0F : sure);
-                if (over > 0.0F) excess[q] += (over - excess[q]) * (counts * 0.05F);
                 float gain = INVERSE[q] / below(visits + FEWEST[q], MOST[q]);
+                if (over > 0.0F) excess[q] += (over - excess[q]) * (counts * above(below(gain, 0.5F), 0.05F));
                 float moved = cell[q] + gain * excess[q] * (LEVEL[q] - (over > 0.0F ? 0.0F : 1.0F)) * counts;
                 cell[q] = above(moved, -base);
             }

@@ -14,8 +14,8 @@ something of it, and what happens seldom is told best by the situations, which w
 quantile is exceeded more often than it should and shrink otherwise, so that coverage tends to the level whatever the
 data do (Gibbs and Candès 2021, NeurIPS; Angelopoulos, Candès and Tibshirani 2023, NeurIPS).
 
-**Steps.** Where three ticks in a row lie beyond anything that the last 200 had (STEP_DEVIATIONS), what was learnt is of
-another phase: the newest ticks get all the weight, and the others earn theirs anew.
+**Steps.** Where three ticks in a row lie beyond anything that the last 200 had (STEP_DEVIATIONS), what was learnt may be
+of another phase: the newest ticks answer for as long as that is so, and hand back within some ticks.
 
 What was censored is a lower bound: it is judged by the part of the pinball loss that it proves. One horizon learns in
 a tick, in turns: the cost of a tick is bounded, and at 10 ms each learns 33 times a second.
@@ -49,8 +49,8 @@ _TINY = np.float32(1e-6)
 _ONE = np.float32(1.0)
 MOST_GAIN, MOST_SETBACK = 3.0, 0.5
 """What a weight is multiplied by at once lies between 1 - MOST_SETBACK and 1 + MOST_GAIN."""
-AFTER_STEP = 0.05
-"""Share of the weight that the other members have after a step."""
+AFTER_STEP, FADING = 0.95, 0.8
+"""Share that the newest ticks have in the answer after a step, and what is left of it a tick later."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +87,8 @@ class Mixture:
         self.weights: Float32Array = np.broadcast_to(prior[:, None, :, None], (m, K, Q, size)).copy()
         """(M, K, Q, S), sums over members are 1."""
         self._shared = np.broadcast_to(np.float32(o.share) * prior[:, :, None], (m, Q, size)).copy()
-        self._after_step = np.full((m, 1, 1, 1), AFTER_STEP / (m - 1), np.float32)
-        self._after_step[0] = 1.0 - AFTER_STEP
+        self._stepped: Float32Array = np.zeros(size, np.float32)
+        """(S,) the share that the newest ticks have because of a step."""
         self._offset: Float32Array = np.zeros((K, Q, size), np.float32)
         self.factor: Float32Array = np.ones((K, Q, size), np.float32)
         """(K, Q, S) what keeps each quantile true."""
@@ -119,10 +119,12 @@ class Mixture:
             return
         history.truth(self._truth)
         self._learn(history, self._count % K)
+        self._stepped *= np.float32(FADING)
         if self._count % 2:
             self._notice_steps(history)
         self._predict(history)
         np.einsum("mkqs,mkqs->kqs", self.weights, self._each, out=out)
+        out += (self._each[0] - out) * self._stepped
         self._correct(out)
         self._keep(out)
 
@@ -131,7 +133,8 @@ class Mixture:
         if self._held is None and kernel.compiled is not None:
             layers = self._network.layers if self._network is not None else (None, None, None)
             r = self._situations
-            arrays = (self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.cells, r.now, r.was)
+            arrays = (self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.cells, r.now, r.was,
+                      self._stepped)  # fmt: skip
             self._held = kernel.compiled.hold_mixture((*arrays, *layers, len(self.members)), self._size)
         return self._held
 
@@ -150,7 +153,7 @@ class Mixture:
             self._network.predict(self._features.make(history), history, each[1 + tables])
 
     def _notice_steps(self, history: History) -> None:
-        """Forget the weights of series that have just stepped to a level they were not at before."""
+        """Find the series that have just stepped to a level they were not at before."""
         newest = history.demand(3)
         now = history.newest_row + WINDOW
         sums = history.running[:2, now - _STEP[0]] - history.running[:2, now - _STEP[1]]
@@ -165,9 +168,7 @@ class Mixture:
         stepped = newest.min(axis=0) > mean + square
         # Down only where nothing was censored: there demand may be as high as before.
         stepped |= (newest.max(axis=0) < mean - square) & (history.loose >= len(newest))
-        if stepped.any():
-            self.weights[:, :, :, stepped] = self._after_step
-            self.factor[:, :, stepped] = 1.0
+        self._stepped[stepped] = AFTER_STEP
 
     def _correct(self, out: Float32Array) -> None:
         """Scale the median and the distances above it, so that quantiles neither cross nor lie below 0."""
@@ -228,7 +229,7 @@ class Mixture:
         """Return the mixture of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
         fresh = Mixture(size, self._network, self.options)
         fresh._count = self._count
-        for name in ("weights", "_offset", "factor", "error", "_loss"):
+        for name in ("weights", "_offset", "factor", "error", "_loss", "_stepped"):
             setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
         pairs = zip(self._past, fresh._past, strict=True)
         fresh._past = [carry_series(old, rows, new, batch) for old, new in pairs]

@@ -5,7 +5,7 @@ compares with what is usual. A program does not have to be known for that: a che
 synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles of what came after it by
 stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above ``q`` and the gain
 ``g = 1 / ((1 - level) (n + n0))`` of n visits, the optimal one where tails are exponential (Robbins and Monro 1951,
-Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minute or so, whose noise
+Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes, whose noise
 does not grow with the level as it does at one rate for all.
 
 Three tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle** and **busy** have quantiles
@@ -39,13 +39,13 @@ FIRST = (0, CELLS[0], CELLS[0] + CELLS[1])
 """The first cell of each table."""
 VISITS, ENTRY = 2 * Q, 8
 """A cell has for each horizon Q quantiles, Q mean excesses, the visits, and one number unused."""
-EXCESS_GAIN = 0.05
+EXCESS_GAIN, MOST_EXCESS_GAIN = 0.05, 0.5
 INVERSE = (2.0, 10.0, 100.0)
 """1 / (1 - level)."""
 FEWEST_VISITS = (4.0, 20.0, 100.0)
 """n0."""
-MOST_VISITS = (1000.0, 1333.0, 2667.0)
-START_SHARE = 0.1
+MOST_VISITS = (3000.0, 4000.0, 8000.0)
+START_SHARE = 0.02
 """The mean excess starts with this share of the largest mean of five ticks, or the usual error if that is more."""
 SLOTS = AHEAD + 1
 _TREND = (5, 25)
@@ -119,8 +119,9 @@ class Situations:
             over = (truth - base)[:, None] - q
             above = over > 0.0
             counts = judged[:, None] * np.where(above, np.float32(1.0), (np.float32(1.0) - loose)[:, None])
-            excess += np.where(above, over - excess, np.float32(0.0)) * (counts * np.float32(EXCESS_GAIN))
             gain = _INVERSE / np.minimum(visits[:, None] + _FEWEST, _MOST)
+            share = np.maximum(np.minimum(gain, np.float32(MOST_EXCESS_GAIN)), np.float32(EXCESS_GAIN))
+            excess += np.where(above, over - excess, np.float32(0.0)) * (counts * share)
             q += gain * excess * (_LEVEL - ~above) * counts
             np.maximum(q, -base[:, None], out=q)
             visits += judged * (np.float32(1.0) - loose)
