@@ -48,12 +48,12 @@ static void give_past(history_t *h, int64_t s, double first) {
 }
 
 CLONES bool push(history_t *h, const double *demand, const double *waiting, const bool *censored) {
-    int64_t size = h->size, rows = 2 * WINDOW * size, now = h->newest * size, last = h->before * size;
+    int64_t series = h->series, size = h->size, rows = 2 * WINDOW * size, now = h->newest * size, last = h->before * size;
     int64_t again = now + WINDOW * size, back = again - 20 * size;
     bool all = true, old = true;
-    for (int64_t s = 0; s < size; s++) all = all && demand[s] >= 0.0 && demand[s] <= MOST;
+    for (int64_t s = 0; s < series; s++) all = all && demand[s] >= 0.0 && demand[s] <= MOST;
     bool settled = h->whole && all;
-    for (int64_t s = 0; s < size; s++) {
+    for (int64_t s = 0; s < series; s++) {
         bool known = demand[s] >= 0.0 && demand[s] <= MOST;
         double value = known ? demand[s] : (double)h->y[last + s];
         double wait = known ? smaller(fmax(waiting[s], 0.0), MOST) : (double)h->w[last + s];
@@ -248,10 +248,10 @@ CLONES static void predict(const history_t *h, mixture_t *m, int64_t s, int n, r
 CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out) {
     enum { KQ = HORIZONS * LEVELS };
     _Alignas(64) row_t x[FEATURES] = {{0.0F}}, each[MOST_MEMBERS * KQ], said[KQ];
-    int64_t size = h->size;
+    int64_t size = h->size, series = h->series;
     int now = (int)(m->count % HORIZONS);
-    for (int64_t s = 0; s < size; s += BLOCK) {
-        int n = size - s < BLOCK ? (int)(size - s) : BLOCK;
+    for (int64_t s = 0; s < series; s += BLOCK) {
+        int n = series - s < BLOCK ? (int)(series - s) : BLOCK;
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
         for (int j = 0; j < n; j++) m->stepped[s + j] *= 0.8F;
         if (m->count % 2) notice_steps(h, m, s, n);
@@ -266,7 +266,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
         }
         for (int i = 0; i < KQ; i++) { /* Mixture._correct() */
             const float *factor = m->factor + i * size + s;
-            float *to = out + i * size + s;
+            float *to = out + i * series + s;
             int q = i % LEVELS;
             const float *median = said[i - q];
             if (q)
@@ -275,7 +275,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
                 for (int j = 0; j < n; j++) to[j] = above(median[j], 0.0F);
             for (int j = 0; j < n; j++) to[j] = to[j] < (float)FLOOR ? 0.0F : to[j];
             if (q > 1)
-                for (int j = 0; j < n; j++) to[j] = above(to[j], to[j - size]);
+                for (int j = 0; j < n; j++) to[j] = above(to[j], to[j - series]);
         }
         for (int k = 0; k < HORIZONS; k++) { /* Mixture._keep() */
             int64_t due = m->count + (int64_t)AHEAD[k];
@@ -284,7 +284,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
             for (int q = 0; q < LEVELS; q++) {
                 for (int i = 0; i < m->members; i++)
                     memcpy(kept + (i * LEVELS + q) * size, each[i * KQ + k * LEVELS + q], sizeof(float) * (size_t)n);
-                memcpy(kept + (m->members * LEVELS + q) * size, out + (k * LEVELS + q) * size + s,
+                memcpy(kept + (m->members * LEVELS + q) * size, out + (k * LEVELS + q) * series + s,
                        sizeof(float) * (size_t)n);
             }
         }

@@ -19,7 +19,7 @@ enum { MOST_MEMBERS = 5, MOST_HIDDEN = 128 };
 enum { STRIDE = 2, LSTM_INPUTS = 2 * STRIDE + 2 }; /* lstm.py */
 
 typedef struct {
-    int64_t size;
+    int64_t series, size;           /* S, and how long rows are */
     int newest, before;             /* rows of the ring */
     bool gap, whole;
     float *y, *w;                   /* (2 WINDOW, S) */
@@ -39,7 +39,7 @@ typedef struct {
 
 typedef struct {
     int members;
-    int64_t size, count;
+    int64_t series, size, count;
     int hidden[2];                  /* of the network; 0: there is none */
     const float *layer[3];          /* (hidden, FEATURES), (hidden, hidden + 1), (HORIZONS * LEVELS, hidden + 1) */
     float *weights;                 /* (M, K, Q, S) */

@@ -21,7 +21,7 @@ CLONES void look(const history_t *h, mixture_t *m, int64_t s, int n) {
     int64_t size = h->size, now = (int64_t)(h->newest + WINDOW) * size + s;
     const float *newest = h->y + now, *five = h->five + s, *usual = h->climate + (QUANTILES + 1) * size + s;
     const double *sums = h->running + now;
-    float *base = m->now + s, *idle = m->now + size + s;
+    float *base = m->now + s, *idle = m->now + h->series + s;
     float *was = m->was + m->count % REMEMBERED * (1 + TABLES) * size + s, own[BLOCK];
     for (int j = 0; j < n; j++) {
         base[j] += (h->seen[s + j] <= 1 ? 1.0F : 0.1F) * (newest[j] - base[j]);

@@ -32,7 +32,7 @@ from foreshare.policies.host import IntArray
 
 from .climate import AT_LEVELS
 from .features import FeatureMaker
-from .history import FLOOR, HORIZONS, LEVELS, WINDOW, Float32Array, History, K, Q, carry_series
+from .history import FLOOR, HORIZONS, LEVELS, WINDOW, Float32Array, History, K, Q, carry_series, spread
 from .network import QuantileNetwork
 from .situations import TABLES, Situations
 
@@ -49,6 +49,7 @@ _TINY = np.float32(1e-6)
 _ONE = np.float32(1.0)
 MOST_GAIN, MOST_SETBACK = 3.0, 0.5
 """What a weight is multiplied by at once lies between 1 - MOST_SETBACK and 1 + MOST_GAIN."""
+VIEWS = ("weights", "factor", "error", "_offset", "_loss", "_past")
 AFTER_STEP, FADING = 0.95, 0.8
 """Share that the newest ticks have in the answer after a step, and what is left of it a tick later."""
 
@@ -84,20 +85,18 @@ class Mixture:
         m = len(self.members)
         prior = np.array(o.prior[:m], np.float32)
         prior /= prior.sum(axis=0)
-        self.weights: Float32Array = np.broadcast_to(prior[:, None, :, None], (m, K, Q, size)).copy()
-        """(M, K, Q, S), sums over members are 1."""
+        row = spread(size)
+        rows = {"weights": (m, K, Q), "_offset": (K, Q), "factor": (K, Q), "_loss": (K, Q), "error": (K,)}
+        rows |= {f"_past{k}": (h.ahead // K + 2, m + 1, Q) for k, h in enumerate(HORIZONS)}
+        self._rows: dict[str, Float32Array] = {name: np.zeros((*lead, row), np.float32) for name, lead in rows.items()}
+        self._rows["weights"][:] = prior[:, None, :, None]
+        self._rows["factor"][:] = 1.0
+        self._look()
         self._shared = np.broadcast_to(np.float32(o.share) * prior[:, :, None], (m, Q, size)).copy()
         self._stepped: Float32Array = np.zeros(size, np.float32)
         """(S,) the share that the newest ticks have because of a step."""
-        self._offset: Float32Array = np.zeros((K, Q, size), np.float32)
-        self.factor: Float32Array = np.ones((K, Q, size), np.float32)
-        """(K, Q, S) what keeps each quantile true."""
-        self.error: Float32Array = np.zeros((K, size), np.float32)
-        """(K, S) the usual absolute error of the median, units."""
-        self._loss: Float32Array = np.zeros((K, Q, size), np.float32)
         self._each: Float32Array = np.zeros((m, K, Q, size), np.float32)
         self._truth: Float32Array = np.zeros((K, size), np.float32)
-        self._past = [np.zeros((h.ahead // K + 2, m + 1, Q, size), np.float32) for h in HORIZONS]  # last: the mixture
         self._count = 0
         self._held: object | None = None
         self._eta = np.array(o.eta, np.float32)[:, None]
@@ -110,6 +109,17 @@ class Mixture:
         self._constants[:11] = (*o.eta, o.share, *o.offset_rate, *o.factor_rate, o.error_gain)
         self._constants[11:][: m * Q] = prior.ravel()
         """mixture_options_t of compiled/forecast.h."""
+
+    def _look(self) -> None:
+        here = {name: rows[..., : self._size] for name, rows in self._rows.items()}
+        self.weights: Float32Array = here["weights"]
+        """(M, K, Q, S), sums over members are 1."""
+        self.factor: Float32Array = here["factor"]
+        """(K, Q, S) what keeps each quantile true."""
+        self.error: Float32Array = here["error"]
+        """(K, S) the usual absolute error of the median, units."""
+        self._offset, self._loss = here["_offset"], here["_loss"]
+        self._past = [here[f"_past{k}"] for k in range(K)]  # last: the mixture
 
     def step(self, history: History, out: Float32Array) -> None:
         """Learn from the newest tick and fill ``out`` (K, Q, S) with units."""
@@ -133,14 +143,18 @@ class Mixture:
         if self._held is None and kernel.compiled is not None:
             layers = self._network.layers if self._network is not None else (None, None, None)
             r = self._situations
-            arrays = (self.weights, self._offset, self.factor, self._loss, self.error, *self._past, r.cells, r.now, r.was,
-                      self._stepped)  # fmt: skip
-            self._held = kernel.compiled.hold_mixture((*arrays, *layers, len(self.members)), self._size)
+            arrays = (*self._rows.values(), r.cells, r.now, r.rows, self._stepped)
+            self._held = kernel.compiled.hold_mixture((*arrays, *layers, len(self.members)), self._size, spread(self._size))
         return self._held
 
     def __getstate__(self) -> dict[str, object]:
         """Return what a copy is made of: its arrays are others."""
-        return {**self.__dict__, "_held": None}
+        return {**{k: v for k, v in self.__dict__.items() if k not in VIEWS}, "_held": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Take over what a copy is made of."""
+        self.__dict__.update(state)
+        self._look()
 
     def _predict(self, history: History) -> None:
         each, tables = self._each, len(TABLES)
@@ -230,8 +244,8 @@ class Mixture:
         fresh = Mixture(size, self._network, self.options)
         fresh._count = self._count
         for name in ("weights", "_offset", "factor", "error", "_loss", "_stepped"):
-            setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
-        pairs = zip(self._past, fresh._past, strict=True)
-        fresh._past = [carry_series(old, rows, new, batch) for old, new in pairs]
+            getattr(fresh, name)[:] = carry_series(getattr(self, name), rows, getattr(fresh, name), batch)
+        for old, new in zip(self._past, fresh._past, strict=True):
+            new[:] = carry_series(old, rows, new, batch)
         fresh._situations = self._situations.rebind(rows, batch, size)
         return fresh

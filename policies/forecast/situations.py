@@ -19,7 +19,7 @@ import numpy as np
 from foreshare.policies.host import CPU, IntArray, R
 
 from .climate import PEAK, QUANTILES
-from .history import AHEAD, FLOOR, HORIZONS, WINDOW, Float32Array, History, K, Q, carry_series
+from .history import AHEAD, FLOOR, HORIZONS, WINDOW, Float32Array, History, K, Q, carry_series, spread
 
 TABLES = ("smooth", "idle", "busy")
 SMOOTH_GAIN = 0.1
@@ -62,9 +62,14 @@ class Situations:
         self.now: Float32Array = np.zeros((2, size), np.float32)
         """(2, S) the EWMA, units, and the ticks since the series was last above FLOOR."""
         self.now[1] = MOST_IDLE
-        self.was: Float32Array = np.zeros((SLOTS, 1 + len(TABLES), size), np.float32)
-        """(SLOTS, 4, S) the EWMA and the cells of the latest ticks."""
+        self.rows: Float32Array = np.zeros((SLOTS, 1 + len(TABLES), spread(size)), np.float32)
+        """(SLOTS, 4, at least S) the EWMA and the cells of the latest ticks."""
         self._series = np.arange(size)
+
+    @property
+    def was(self) -> Float32Array:
+        """(SLOTS, 4, S) a view."""
+        return self.rows[..., : len(self._series)]
 
     def look(self, history: History, tick: int) -> None:
         """Take in the newest tick: where every series is now."""
@@ -136,7 +141,7 @@ class Situations:
             )
         )
         for name in ("now", "was"):
-            setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
+            getattr(fresh, name)[:] = carry_series(getattr(self, name), rows, getattr(fresh, name), batch)
         return fresh
 
 
