@@ -238,11 +238,11 @@ CLONES static void predict(const history_t *h, mixture_t *m, int64_t s, int n, r
         const float *offset = m->offset + i * h->size + s;
         for (int j = 0; j < n; j++) each[i][j] = above(five[j] + offset[j], 0.0F);
     }
-    look(h, m, s, n);
+    if (m->hidden[0]) {
+        features(h, s, n, x);
+        network(h, m, s, n, x, each + (1 + TABLES) * KQ);
+    }
     recall(h, m, s, n, (const row_t *)each, each + KQ);
-    if (!m->hidden[0]) return;
-    features(h, s, n, x);
-    network(h, m, s, n, x, each + (1 + TABLES) * KQ);
 }
 
 CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out) {
@@ -252,6 +252,8 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
     int now = (int)(m->count % HORIZONS);
     for (int64_t s = 0; s < series; s += BLOCK) {
         int n = series - s < BLOCK ? (int)(series - s) : BLOCK;
+        look(h, m, s, n);
+        fetch_cells(m, now, s, n);
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
         for (int j = 0; j < n; j++) m->stepped[s + j] *= 0.8F;
         if (m->count % 2) notice_steps(h, m, s, n);

@@ -38,6 +38,20 @@ CLONES void look(const history_t *h, mixture_t *m, int64_t s, int n) {
     }
 }
 
+/* The cells that a tick reads and those that it learns are scattered: they are fetched while other things are done. */
+void fetch_cells(const mixture_t *m, int k, int64_t s, int n) {
+    const float *now = m->was + m->count % REMEMBERED * (1 + TABLES) * m->size + s;
+    const float *past = m->was + (m->count + REMEMBERED - AHEAD[k]) % REMEMBERED * (1 + TABLES) * m->size + s;
+    for (int i = 1; i <= TABLES; i++)
+        for (int j = 0; j < n; j++) {
+            const float *cells = m->cells + (s + j) * CELLS * HORIZONS * ENTRY;
+            const float *read = cells + (int64_t)now[i * m->size + j] * HORIZONS * ENTRY;
+            __builtin_prefetch(cells + ((int64_t)past[i * m->size + j] * HORIZONS + k) * ENTRY, 1);
+            __builtin_prefetch(read, 1);
+            __builtin_prefetch(read + HORIZONS * ENTRY - 1, 1);
+        }
+}
+
 void recall(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each) {
     static const int AT[LEVELS] = {QUANTILES, QUANTILES + 1, QUANTILES + 3};
     int64_t size = h->size;
