@@ -14,8 +14,8 @@ something of it, and what happens seldom is told best by the situations, which w
 quantile is exceeded more often than it should and shrink otherwise, so that coverage tends to the level whatever the
 data do (Gibbs and Candès 2021, NeurIPS; Angelopoulos, Candès and Tibshirani 2023, NeurIPS).
 
-**Steps.** Where three ticks in a row lie beyond anything that the last 200 had (STEP_DEVIATIONS), what was learnt may be
-of another phase: the newest ticks answer for as long as that is so, and hand back within some ticks.
+**Steps.** Where three ticks in a row lie beyond anything that the last 200 had (STEP_DEVIATIONS), what was learnt may
+be of another phase: the newest ticks answer for as long as that is so, and hand back within some ticks.
 
 What was censored is a lower bound: it is judged by the part of the pinball loss that it proves. One horizon learns in
 a tick, in turns: the cost of a tick is bounded, and at 10 ms each learns 33 times a second.
@@ -144,7 +144,9 @@ class Mixture:
             layers = self._network.layers if self._network is not None else (None, None, None)
             r = self._situations
             arrays = (*self._rows.values(), r.cells, r.now, r.rows, self._stepped)
-            self._held = kernel.compiled.hold_mixture((*arrays, *layers, len(self.members)), self._size, spread(self._size))
+            self._held = kernel.compiled.hold_mixture(
+                (*arrays, *layers, len(self.members)), self._size, spread(self._size)
+            )
         return self._held
 
     def __getstate__(self) -> dict[str, object]:

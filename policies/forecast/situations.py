@@ -1,12 +1,12 @@
 """Quantiles by situation: what followed, for each series, whenever it was as it is now.
 
-A **situation** is a cell of a table: how long ago the series was last above 0, how busy its VM's CPUs are, how its level
-compares with what is usual. A program does not have to be known for that: a checkpoint after the CPUs went quiet, a log
-synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles of what came after it by
-stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above ``q`` and the gain
+A **situation** is a cell of a table: how long ago the series was last above 0, how busy its VM's CPUs are, how its
+level compares with what is usual. A program does not have to be known for that: a checkpoint after the CPUs went quiet,
+a log synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles of what came after
+it by stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above ``q`` and the gain
 ``g = 1 / ((1 - level) (n + n0))`` of n visits, the optimal one where tails are exponential (Robbins and Monro 1951,
-Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes, whose noise
-does not grow with the level as it does at one rate for all.
+Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes, whose noise does
+not grow with the level as it does at one rate for all.
 
 Three tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle** and **busy** have quantiles
 themselves. A cell that was never judged says what its fallback says.
