@@ -213,7 +213,7 @@ CLONES static void learn(const history_t *h, mixture_t *m, const mixture_options
             factor[j] = above(below(now, 5.0F), (float)(1.0 / 5.0));
         }
     }
-    remember(m, k, s, n, truth, judged, loose);
+    learn_cells(m, k, s, n, truth, judged, loose);
 }
 
 /* Mixture._notice_steps() */
@@ -242,7 +242,7 @@ CLONES static void predict(const history_t *h, mixture_t *m, int64_t s, int n, r
         features(h, s, n, x);
         network(h, m, s, n, x, each + (1 + TABLES) * KQ);
     }
-    recall(h, m, s, n, (const row_t *)each, each + KQ);
+    recall_cells(h, m, s, n, (const row_t *)each, each + KQ);
 }
 
 CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out) {

@@ -57,8 +57,8 @@ typedef struct {
 /* situations.c, for ``n`` series from ``s`` on: Situations.look(), .answer() into (TABLES * K * Q, BLOCK), .learn() */
 void look(const history_t *h, mixture_t *m, int64_t s, int n);
 void fetch_cells(const mixture_t *m, int k, int64_t s, int n);
-void recall(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each);
-void remember(mixture_t *m, int k, int64_t s, int n, const float *truth, const float *judged, const float *loose);
+void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each);
+void learn_cells(mixture_t *m, int k, int64_t s, int n, const float *truth, const float *judged, const float *loose);
 
 void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out);
 

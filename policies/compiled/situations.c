@@ -52,7 +52,7 @@ void fetch_cells(const mixture_t *m, int k, int64_t s, int n) {
         }
 }
 
-void recall(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each) {
+void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each) {
     static const int AT[LEVELS] = {QUANTILES, QUANTILES + 1, QUANTILES + 3};
     int64_t size = h->size;
     const float *was = m->was + m->count % REMEMBERED * (1 + TABLES) * size + s;
@@ -73,7 +73,7 @@ void recall(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *rec
         }
 }
 
-void remember(mixture_t *m, int k, int64_t s, int n, const float *truth, const float *judged, const float *loose) {
+void learn_cells(mixture_t *m, int k, int64_t s, int n, const float *truth, const float *judged, const float *loose) {
     int64_t size = m->size;
     const float *was = m->was + (m->count - AHEAD[k]) % REMEMBERED * (1 + TABLES) * size + s;
     for (int i = 0; i < TABLES; i++)
