@@ -48,12 +48,12 @@ static void give_past(history_t *h, int64_t s, double first) {
 }
 
 CLONES bool push(history_t *h, const double *demand, const double *waiting, const bool *censored) {
-    int64_t size = h->size, rows = 2 * WINDOW * size, now = h->newest * size, last = h->before * size;
+    int64_t series = h->series, size = h->size, rows = 2 * WINDOW * size, now = h->newest * size, last = h->before * size;
     int64_t again = now + WINDOW * size, back = again - 20 * size;
     bool all = true, old = true;
-    for (int64_t s = 0; s < size; s++) all = all && demand[s] >= 0.0 && demand[s] <= MOST;
+    for (int64_t s = 0; s < series; s++) all = all && demand[s] >= 0.0 && demand[s] <= MOST;
     bool settled = h->whole && all;
-    for (int64_t s = 0; s < size; s++) {
+    for (int64_t s = 0; s < series; s++) {
         bool known = demand[s] >= 0.0 && demand[s] <= MOST;
         double value = known ? demand[s] : (double)h->y[last + s];
         double wait = known ? smaller(fmax(waiting[s], 0.0), MOST) : (double)h->w[last + s];
@@ -169,68 +169,55 @@ CLONES static void learn(const history_t *h, mixture_t *m, const mixture_options
         loose[j] = h->loose[s + j] < WIDTHS[k] ? 1.0F : 0.0F;
     }
     float *error = m->error + k * size + s;
-    row_t slope[MOST_MEMBERS + 1], cost[MOST_MEMBERS + 1];
     float before[BLOCK]; /* of the error, which changes with the median alone */
     for (int j = 0; j < n; j++) {
         float miss = truth[j] - past[members * LEVELS * size + j];
         before[j] = error[j] + (fabsf(miss) - error[j]) * o->error_gain * judged[j];
     }
     memcpy(error, before, sizeof(float) * (size_t)n);
-    const float *x = m->x + ((m->count - (int64_t)AHEAD[k]) % REMEMBERED * REGRESSORS) * size + s;
-    float norm[BLOCK] = {0.0F};
-    for (int p = 0; p < REGRESSORS; p++)
-        for (int j = 0; j < n; j++) norm[j] += x[p * size + j] * x[p * size + j];
-    for (int q = 0; q < LEVELS; q++) {
-        for (int i = 0; i <= members; i++)
-            for (int j = 0; j < n; j++) {
-                float miss = truth[j] - past[(i * LEVELS + q) * size + j];
-                float under = miss <= 0.0F ? 1.0F : 0.0F;
-                float step = (LEVEL[q] - under) * judged[j] * (1.0F - under * loose[j]);
-                slope[i][j] = step, cost[i][j] = miss * step;
-            }
-        float *usual = m->loss + (k * LEVELS + q) * size + s, scaled[BLOCK], sum[BLOCK] = {0.0F};
+    const float *said = past + members * LEVELS * size;
+    for (int q = 0; q < LEVELS; q++, said += size) {
+        float slope[BLOCK], pull[BLOCK], sum[BLOCK] = {0.0F};
+        float *usual = m->loss + (k * LEVELS + q) * size + s;
         for (int j = 0; j < n; j++) {
-            usual[j] += (cost[members][j] - usual[j]) * o->error_gain;
-            scaled[j] = usual[j] + 1e-6F;
+            float miss = truth[j] - said[j], under = miss <= 0.0F ? 1.0F : 0.0F;
+            slope[j] = (LEVEL[q] - under) * judged[j] * (1.0F - under * loose[j]);
+            usual[j] += (miss * slope[j] - usual[j]) * o->error_gain * judged[j];
+            pull[j] = slope[j] * o->eta[q] / (usual[j] + 1e-6F);
         }
         for (int i = 0; i < members; i++) {
             float *weight = m->weights + ((i * HORIZONS + k) * LEVELS + q) * size + s;
+            const float *each = past + (i * LEVELS + q) * size;
             for (int j = 0; j < n; j++) {
-                weight[j] /= below(cost[i][j] / scaled[j], 20.0F) * o->eta[q] + 1.0F;
+                weight[j] *= below(above((each[j] - said[j]) * pull[j], -0.5F), 3.0F) + 1.0F;
                 sum[j] += weight[j];
             }
         }
         for (int j = 0; j < n; j++) sum[j] = (1.0F - o->share) / sum[j];
         for (int i = 0; i < members; i++) {
-            float *weight = m->weights + ((i * HORIZONS + k) * LEVELS + q) * size + s, shared = o->share * o->prior[i];
+            float *weight = m->weights + ((i * HORIZONS + k) * LEVELS + q) * size + s;
+            float shared = o->share * o->prior[i][q];
             for (int j = 0; j < n; j++) weight[j] = weight[j] * sum[j] + shared;
         }
-        for (int i = 0; i < POINTS; i++) {
-            float *offset = m->offset + ((i * HORIZONS + k) * LEVELS + q) * size + s;
-            const float *said = past + (i * LEVELS + q) * size;
-            for (int j = 0; j < n; j++) {
-                float over = said[j] > 0.0F || truth[j] > said[j] ? 1.0F : 0.0F;
-                offset[j] += slope[i][j] * over * o->offset_rate[q] * error[j];
-            }
-        }
-        float move[BLOCK];
-        for (int j = 0; j < n; j++) move[j] = slope[POINTS + 1][j] * o->rate[q] / norm[j];
-        for (int p = 0; p < REGRESSORS; p++) {
-            float *theta = m->theta + ((k * LEVELS + q) * REGRESSORS + p) * size + s;
-            for (int j = 0; j < n; j++) theta[j] += move[j] * x[p * size + j];
+        float *offset = m->offset + (k * LEVELS + q) * size + s;
+        const float *recent = past + q * size;
+        for (int j = 0; j < n; j++) {
+            float miss = truth[j] - recent[j], under = miss <= 0.0F ? 1.0F : 0.0F;
+            float over = recent[j] > 0.0F || miss > 0.0F ? 1.0F : 0.0F;
+            offset[j] += (LEVEL[q] - under) * judged[j] * (1.0F - under * loose[j]) * over * o->offset_rate[q] * error[j];
         }
         float *factor = m->factor + (k * LEVELS + q) * size + s;
-        const float *said = past + (members * LEVELS + q) * size;
         for (int j = 0; j < n; j++) {
             float busy = said[j] >= (float)FLOOR ? 1.0F : 0.0F;
-            float now = factor[j] * (slope[members][j] * o->factor_rate[q] * busy + 1.0F);
+            float now = factor[j] * (slope[j] * o->factor_rate[q] * busy + 1.0F);
             factor[j] = above(below(now, 5.0F), (float)(1.0 / 5.0));
         }
     }
+    learn_cells(m, k, s, n, truth, judged, loose);
 }
 
 /* Mixture._notice_steps() */
-static void notice_steps(const history_t *h, mixture_t *m, const mixture_options_t *o, int64_t s, int n) {
+static void notice_steps(const history_t *h, mixture_t *m, int64_t s, int n) {
     int64_t size = h->size, now = (int64_t)(h->newest + WINDOW) * size + s, rows = 2 * WINDOW * size;
     for (int j = 0; j < n; j++) {
         const double *sums = h->running + now + j;
@@ -239,50 +226,37 @@ static void notice_steps(const history_t *h, mixture_t *m, const mixture_options
         double most = 4.0 * sqrt(larger(square, 0.0)) + 0.1 * mean + FLOOR;
         const float *y = h->y + now + j;
         float low = below(below(y[0], y[-size]), y[-2 * size]), high = above(above(y[0], y[-size]), y[-2 * size]);
-        if (!(low > mean + most || (high < mean - most && h->loose[s + j] >= 3))) continue;
-        for (int i = 0; i < HORIZONS * LEVELS; i++) {
-            m->factor[i * size + s + j] = 1.0F;
-            for (int member = 0; member < m->members; member++)
-                m->weights[(member * HORIZONS * LEVELS + i) * size + s + j] =
-                    member ? o->share : 1.0F - o->share * (float)(m->members - 1);
-        }
+        if (low > mean + most || (high < mean - most && h->loose[s + j] >= 3)) m->stepped[s + j] = 0.95F;
     }
 }
 
 /* The members' answers, (M, K * Q, BLOCK). Mixture._predict() */
 CLONES static void predict(const history_t *h, mixture_t *m, int64_t s, int n, row_t *x, row_t *each) {
     enum { KQ = HORIZONS * LEVELS };
-    static const int AT[LEVELS] = {QUANTILES, QUANTILES + 1, QUANTILES + 3};
-    int64_t size = h->size;
-    const float *newest = h->y + (int64_t)h->newest * size + s, *five = h->five + s;
-    float *kept = m->x + (m->count % REMEMBERED * REGRESSORS) * size + s;
-    for (int p = 0; p < REGRESSORS; p++) memcpy(kept + p * size, x[SUMMARY + p], sizeof(float) * (size_t)n);
+    const float *five = h->five + s;
     for (int i = 0; i < KQ; i++) {
-        const float *offset = m->offset + i * size + s, *climate = h->climate + AT[i % LEVELS] * size + s;
+        const float *offset = m->offset + i * h->size + s;
         for (int j = 0; j < n; j++) each[i][j] = above(five[j] + offset[j], 0.0F);
-        offset += KQ * size;
-        for (int j = 0; j < n; j++) each[KQ + i][j] = above(newest[j] + offset[j], 0.0F);
-        for (int j = 0; j < n; j++) each[2 * KQ + i][j] = climate[j];
-        float sum[BLOCK] = {0.0F};
-        for (int p = 0; p < REGRESSORS; p++) {
-            const float *theta = m->theta + (i * REGRESSORS + p) * size + s;
-            for (int j = 0; j < n; j++) sum[j] += theta[j] * x[SUMMARY + p][j];
-        }
-        for (int j = 0; j < n; j++) each[3 * KQ + i][j] = above(sum[j], 0.0F) * h->scale[s + j];
     }
-    if (m->hidden[0]) network(h, m, s, n, x, each + 4 * KQ);
+    if (m->hidden[0]) {
+        features(h, s, n, x);
+        network(h, m, s, n, x, each + (1 + TABLES) * KQ);
+    }
+    recall_cells(h, m, s, n, (const row_t *)each, each + KQ);
 }
 
 CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out) {
     enum { KQ = HORIZONS * LEVELS };
     _Alignas(64) row_t x[FEATURES] = {{0.0F}}, each[MOST_MEMBERS * KQ], said[KQ];
-    int64_t size = h->size;
+    int64_t size = h->size, series = h->series;
     int now = (int)(m->count % HORIZONS);
-    for (int64_t s = 0; s < size; s += BLOCK) {
-        int n = size - s < BLOCK ? (int)(size - s) : BLOCK;
+    for (int64_t s = 0; s < series; s += BLOCK) {
+        int n = series - s < BLOCK ? (int)(series - s) : BLOCK;
+        look(h, m, s, n);
+        fetch_cells(m, now, s, n);
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
-        if (m->count % 2) notice_steps(h, m, o, s, n);
-        features(h, s, n, x);
+        for (int j = 0; j < n; j++) m->stepped[s + j] *= 0.8F;
+        if (m->count % 2) notice_steps(h, m, s, n);
         predict(h, m, s, n, x, each);
         for (int i = 0; i < KQ; i++) {
             for (int j = 0; j < n; j++) said[i][j] = 0.0F;
@@ -290,10 +264,11 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
                 const float *weight = m->weights + (member * KQ + i) * size + s, *answer = each[member * KQ + i];
                 for (int j = 0; j < n; j++) said[i][j] += weight[j] * answer[j];
             }
+            for (int j = 0; j < n; j++) said[i][j] += (each[i][j] - said[i][j]) * m->stepped[s + j];
         }
         for (int i = 0; i < KQ; i++) { /* Mixture._correct() */
             const float *factor = m->factor + i * size + s;
-            float *to = out + i * size + s;
+            float *to = out + i * series + s;
             int q = i % LEVELS;
             const float *median = said[i - q];
             if (q)
@@ -302,7 +277,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
                 for (int j = 0; j < n; j++) to[j] = above(median[j], 0.0F);
             for (int j = 0; j < n; j++) to[j] = to[j] < (float)FLOOR ? 0.0F : to[j];
             if (q > 1)
-                for (int j = 0; j < n; j++) to[j] = above(to[j], to[j - size]);
+                for (int j = 0; j < n; j++) to[j] = above(to[j], to[j - series]);
         }
         for (int k = 0; k < HORIZONS; k++) { /* Mixture._keep() */
             int64_t due = m->count + (int64_t)AHEAD[k];
@@ -311,7 +286,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
             for (int q = 0; q < LEVELS; q++) {
                 for (int i = 0; i < m->members; i++)
                     memcpy(kept + (i * LEVELS + q) * size, each[i * KQ + k * LEVELS + q], sizeof(float) * (size_t)n);
-                memcpy(kept + (m->members * LEVELS + q) * size, out + (k * LEVELS + q) * size + s,
+                memcpy(kept + (m->members * LEVELS + q) * size, out + (k * LEVELS + q) * series + s,
                        sizeof(float) * (size_t)n);
             }
         }

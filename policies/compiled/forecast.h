@@ -5,17 +5,21 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* policies/forecast: history.py, climate.py, features.py, regression.py */
+#include "dense.h"
+
+/* policies/forecast: history.py, climate.py, features.py, situations.py */
 enum { HORIZONS = 3, LEVELS = 3, WINDOW = 256, WIDTH = 5, SLOW_TICKS = 500, KINDS = 4 };
 enum { TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT, QUANTILES, CLIMATE = 12 };
 enum { LAGS = 20, BLOCKS = 8, PLAIN = LAGS + BLOCKS, ONE = PLAIN + 2, AGE, KIND, ROOTS = KIND + KINDS, RHYTHM = ROOTS + 7,
        SCALE = RHYTHM + 7, FEATURES };
-enum { SUMMARY = LAGS - 4, REGRESSORS = ONE + 1 - SUMMARY, REMEMBERED = 11 };
-enum { POINTS = 2, MOST_MEMBERS = 5, MOST_HIDDEN = 128 };
+enum { LEVEL_EDGES = 5, TREND_EDGES = 3, IDLE_EDGES = 9, BUSY_EDGES = 5 };
+enum { TABLES = 3, IDLE = (LEVEL_EDGES + 1) * (TREND_EDGES + 1), BUSY = IDLE + IDLE_EDGES + 1,
+       CELLS = BUSY + (BUSY_EDGES + 1) * (LEVEL_EDGES + 1), VISITS = 2 * LEVELS, ENTRY = 8, REMEMBERED = 11 };
+enum { MOST_MEMBERS = 5, MOST_HIDDEN = 128 };
 enum { STRIDE = 2, LSTM_INPUTS = 2 * STRIDE + 2 }; /* lstm.py */
 
 typedef struct {
-    int64_t size;
+    int64_t series, size;           /* S, and how long rows are */
     int newest, before;             /* rows of the ring */
     bool gap, whole;
     float *y, *w;                   /* (2 WINDOW, S) */
@@ -30,23 +34,31 @@ typedef struct {
 bool push(history_t *h, const double *demand, const double *waiting, const bool *censored);
 
 typedef struct {
-    float eta[LEVELS], share, offset_rate[LEVELS], factor_rate[LEVELS], error_gain, rate[LEVELS], prior[MOST_MEMBERS];
+    float eta[LEVELS], share, offset_rate[LEVELS], factor_rate[LEVELS], error_gain, prior[MOST_MEMBERS][LEVELS];
 } mixture_options_t;
 
 typedef struct {
     int members;
-    int64_t size, count;
+    int64_t series, size, count;
     int hidden[2];                  /* of the network; 0: there is none */
     const float *layer[3];          /* (hidden, FEATURES), (hidden, hidden + 1), (HORIZONS * LEVELS, hidden + 1) */
     float *weights;                 /* (M, K, Q, S) */
-    float *offset;                  /* (POINTS, K, Q, S) */
+    float *offset;                  /* (K, Q, S) */
     float *factor, *loss;           /* (K, Q, S) */
     float *error;                   /* (K, S) */
     float *past[HORIZONS];          /* (slots, M + 1, Q, S) */
     int slots[HORIZONS];
-    float *theta;                   /* (K, Q, REGRESSORS, S) */
-    float *x;                       /* (REMEMBERED, REGRESSORS, S) */
+    float *cells;                   /* (S, CELLS, K, ENTRY) */
+    float *now;                     /* (2, S) */
+    float *was;                     /* (REMEMBERED, 1 + TABLES, S) */
+    float *stepped;                 /* (S,) */
 } mixture_t;
+
+/* situations.c, for ``n`` series from ``s`` on: Situations.look(), .answer() into (TABLES * K * Q, BLOCK), .learn() */
+void look(const history_t *h, mixture_t *m, int64_t s, int n);
+void fetch_cells(const mixture_t *m, int k, int64_t s, int n);
+void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each);
+void learn_cells(mixture_t *m, int k, int64_t s, int n, const float *truth, const float *judged, const float *loose);
 
 void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out);
 

@@ -50,10 +50,10 @@ static bool refuse(buffers_t *b, const char *why) {
     return !(b->failed = true);
 }
 
-enum { HISTORY = 12 };
+enum { HISTORY = 13 };
 
-/* hold_history(arrays) with those of History.held: (y, w, running, seen, clean, loose, age, scale, five, slow, climate,
- * size). */
+/* hold_history(arrays) with those of History.held: (y, w, running, climate, seen, clean, loose, age, scale, five, slow,
+ * series, how long rows are). */
 PyObject *py_hold_history(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (count != 1) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 1", count);
     PyObject *tuple = args[0];
@@ -61,16 +61,17 @@ PyObject *py_hold_history(PyObject *self, PyObject *const *args, Py_ssize_t coun
     if (!new) return NULL;
     buffers_t *b = &new->buffers;
     history_t *h = &new->history;
-    if (PyTuple_Size(tuple) != HISTORY || !whole_number(tuple, HISTORY - 1, &h->size) || h->size < 0) {
+    if (PyTuple_Size(tuple) != HISTORY || !whole_number(tuple, HISTORY - 2, &h->series) ||
+        !whole_number(tuple, HISTORY - 1, &h->size) || h->series < 0 || h->size < h->series) {
         PyErr_Clear();
         refuse(b, "this is no history");
         return keep(new, A_HISTORY);
     }
-    Py_ssize_t k = 0, n = (Py_ssize_t)h->size;
+    Py_ssize_t k = 0, n = (Py_ssize_t)h->series, row = (Py_ssize_t)h->size;
 #define OWN(name, kind, items) h->name = take(b, PyTuple_GetItem(tuple, k++), kind, items, true)
-    OWN(y, 'f', 2 * WINDOW * n), OWN(w, 'f', 2 * WINDOW * n), OWN(running, 'd', 6 * WINDOW * n), OWN(seen, 'l', n);
-    OWN(clean, 'l', n), OWN(loose, 'l', n), OWN(age, 'f', n), OWN(scale, 'f', n), OWN(five, 'f', n), OWN(slow, 'd', n);
-    OWN(climate, 'f', CLIMATE * n);
+    OWN(y, 'f', 2 * WINDOW * row), OWN(w, 'f', 2 * WINDOW * row), OWN(running, 'd', 6 * WINDOW * row);
+    OWN(climate, 'f', CLIMATE * row), OWN(seen, 'l', n), OWN(clean, 'l', n), OWN(loose, 'l', n), OWN(age, 'f', n);
+    OWN(scale, 'f', n), OWN(five, 'f', n), OWN(slow, 'd', n);
 #undef OWN
     new->in = PyMem_Calloc((size_t)n * 2 + 1, sizeof(double));
     if (!new->in && !b->failed) PyErr_NoMemory(), b->failed = true;
@@ -107,42 +108,43 @@ PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (PyErr_Occurred()) return NULL;
     if (now < 0 || now >= WINDOW || last < 0 || last >= WINDOW) refuse(&b, "the ring has no such row");
     h->newest = (int)now, h->before = (int)last, h->gap = args[3] == Py_True, h->whole = args[4] == Py_True;
-    const double *demand = numbers(&b, args[5], h->size, to->in);
-    const double *waiting = numbers(&b, args[6], h->size, to->in + h->size);
-    const bool *censored = take(&b, args[7], '?', (Py_ssize_t)h->size, false);
+    const double *demand = numbers(&b, args[5], h->series, to->in);
+    const double *waiting = numbers(&b, args[6], h->series, to->in + h->series);
+    const bool *censored = take(&b, args[7], '?', (Py_ssize_t)h->series, false);
     bool whole = !b.failed && push(h, demand, waiting, censored);
     return let_go(&b, PyBool_FromLong(whole));
 }
 
-enum { MIXTURE = 14 };
+enum { MIXTURE = 16 };
 
-/* hold_mixture(arrays, size) with those of Mixture._hold: (weights, offset, factor, loss, error, 3 of what was said, theta, x,
- * 3 layers or None, members). */
+/* hold_mixture(arrays, series, how long rows are) with those of Mixture._hold: (weights, offset, factor, loss, error, 3 of what was said, cells, now,
+ * was, stepped, 3 layers or None, members). */
 PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    if (count != 2) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 2", count);
+    if (count != 3) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 3", count);
     held_t *new = begin();
     if (!new) return NULL;
     buffers_t *b = &new->buffers;
     mixture_t *m = &new->mixture;
     PyObject *tuple = args[0];
-    int64_t members = 0, size = PyLong_AsLongLong(args[1]);
-    if (size < 0 || PyTuple_Size(tuple) != MIXTURE || !whole_number(tuple, MIXTURE - 1, &members) ||
-        members < POINTS + 2 || members > MOST_MEMBERS) {
+    int64_t members = 0, series = PyLong_AsLongLong(args[1]), size = PyLong_AsLongLong(args[2]);
+    if (series < 0 || size < series || PyTuple_Size(tuple) != MIXTURE || !whole_number(tuple, MIXTURE - 1, &members) ||
+        members < 1 + TABLES || members > MOST_MEMBERS) {
         PyErr_Clear();
         refuse(b, "this is no mixture");
         return keep(new, A_MIXTURE);
     }
-    m->members = (int)members, m->size = size;
-    Py_ssize_t k = 0, n = (Py_ssize_t)size, kqs = HORIZONS * LEVELS * n;
+    m->members = (int)members, m->series = series, m->size = size;
+    Py_ssize_t k = 0, n = (Py_ssize_t)series, row = (Py_ssize_t)size, kqs = HORIZONS * LEVELS * row;
 #define OWN(to, items) m->to = take(b, PyTuple_GetItem(tuple, k++), 'f', items, true)
-    OWN(weights, members * kqs), OWN(offset, POINTS * kqs), OWN(factor, kqs), OWN(loss, kqs), OWN(error, HORIZONS * n);
+    OWN(weights, members * kqs), OWN(offset, kqs), OWN(factor, kqs), OWN(loss, kqs), OWN(error, HORIZONS * row);
     for (int i = 0; i < HORIZONS; i++) {
         OWN(past[i], -1);
-        Py_ssize_t slot = (Py_ssize_t)(members + 1) * LEVELS * n * 4, length = b->failed ? 0 : b->view[b->count - 1].len;
+        Py_ssize_t slot = (Py_ssize_t)(members + 1) * LEVELS * row * 4, length = b->failed ? 0 : b->view[b->count - 1].len;
         m->slots[i] = slot ? (int)(length / slot) : 1;
         if (m->slots[i] < 1 || length != m->slots[i] * slot) refuse(b, "what was said is of another mixture");
     }
-    OWN(theta, REGRESSORS * kqs), OWN(x, REMEMBERED * REGRESSORS * n);
+    OWN(cells, CELLS * HORIZONS * ENTRY * n), OWN(now, 2 * n), OWN(was, REMEMBERED * (1 + TABLES) * row);
+    OWN(stepped, n);
 #undef OWN
     if (members == MOST_MEMBERS) {
         Py_ssize_t above = FEATURES;
@@ -166,11 +168,11 @@ PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!by) return NULL;
     int64_t now = PyLong_AsLongLong(args[1]), ticks = PyLong_AsLongLong(args[3]);
     if (PyErr_Occurred()) return NULL;
-    if (now < 0 || now >= WINDOW || ticks < 0 || by->mixture.size != of->history.size)
+    if (now < 0 || now >= WINDOW || ticks < 0 || by->mixture.series != of->history.series)
         refuse(&b, "this mixture is not of this history");
     of->history.newest = (int)now, by->mixture.count = ticks;
     const mixture_options_t *o = take(&b, args[4], 'f', sizeof(mixture_options_t) / 4, false);
-    float *out = take(&b, args[5], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.size, true);
+    float *out = take(&b, args[5], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.series, true);
     if (!b.failed) mix(&of->history, &by->mixture, o, out);
     Py_INCREF(Py_None);
     return let_go(&b, Py_None);
@@ -213,9 +215,9 @@ PyObject *py_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!by) return NULL;
     int64_t now = PyLong_AsLongLong(args[1]);
     if (PyErr_Occurred()) return NULL;
-    if (now < 0 || now >= WINDOW || by->lstm.size != of->history.size) refuse(&b, "this LSTM is not of this history");
+    if (now < 0 || now >= WINDOW || by->lstm.size != of->history.series) refuse(&b, "this LSTM is not of this history");
     of->history.newest = (int)now;
-    float *out = take(&b, args[3], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.size, true);
+    float *out = take(&b, args[3], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.series, true);
     if (!b.failed) lstm(&of->history, &by->lstm, out);
     Py_INCREF(Py_None);
     return let_go(&b, Py_None);

@@ -38,9 +38,6 @@ F = _SCALE + 1
 """Number of features."""
 ONE = _ONE
 """The feature that is always 1."""
-SUMMARY = slice(LAGS - 4, _ONE + 1)
-"""Those that an online regression of each series can do with: the four newest ticks, means, what waits, a one."""
-P = SUMMARY.stop - SUMMARY.start
 MOST_ROOT = 8.0
 MOST_CLIMATE = 20.0
 _PER = np.array([1.0 / n for n in (*(b - a for a, b in _MEANS), *_SPREADS, *(b - a for a, b in _WAITS))])[:, None]

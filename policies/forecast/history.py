@@ -50,6 +50,18 @@ GAP_TICKS = 3.0
 SLOW_TICKS = 500
 """Memory of the long-run mean."""
 _REBASE = 1 << 16
+_LINE = 16
+"""Float32 numbers in a cache line."""
+VIEWS = ("_y", "_w", "running", "climate")
+
+
+def spread(size: int) -> int:
+    """Return how long rows of ``size`` numbers are made: an odd number of cache lines.
+
+    What is done for some series goes over the same columns of hundreds of rows. Rows as long as a power of two would
+    all compete for the same few places of a cache.
+    """
+    return (-(-size // _LINE) | 1) * _LINE
 
 
 class History:
@@ -61,10 +73,12 @@ class History:
         self.count = 0
         """Ticks taken in."""
         self.newest_row = WINDOW - 1
-        self._y = np.zeros((2 * WINDOW, size), np.float32)
-        self._w = np.zeros((2 * WINDOW, size), np.float32)
-        self.running: FloatArray = np.zeros((3, 2 * WINDOW, size))
-        """(3, 2 WINDOW, S) running sums of demand, of its square, of what waits; the newest at newest_row + WINDOW."""
+        row = spread(size)
+        self._rows: tuple[Float32Array, Float32Array, FloatArray, Float32Array] = (
+            np.zeros((2 * WINDOW, row), np.float32), np.zeros((2 * WINDOW, row), np.float32),
+            np.zeros((3, 2 * WINDOW, row)), fresh_climate(row),
+        )  # fmt: skip
+        self._look()
         self.seen: IntArray = np.zeros(size, np.int64)
         """(S,) ticks with a value, until all have SLOW_TICKS and nothing is missing."""
         self.age: Float32Array = np.zeros(size, np.float32)
@@ -82,10 +96,16 @@ class History:
         """(S,) long-run mean."""
         self.scale: Float32Array = np.full(size, FLOOR, np.float32)
         """(S,) what values are divided by: half the mean of 20 ticks, half the long-run one, at least FLOOR."""
-        self.climate: Float32Array = fresh_climate(size)
-        """(climate.ROWS, S)."""
         self.five: Float32Array = np.zeros(size, np.float32)
         """(S,) the mean of the newest five ticks."""
+
+    def _look(self) -> None:
+        y, w, running, climate = self._rows
+        self._y, self._w = y[:, : self.size], w[:, : self.size]
+        self.running: FloatArray = running[..., : self.size]
+        """(3, 2 WINDOW, S) running sums of demand, of its square, of what waits; the newest at newest_row + WINDOW."""
+        self.climate: Float32Array = climate[:, : self.size]
+        """(climate.ROWS, S)."""
 
     def push(
         self,
@@ -144,14 +164,19 @@ class History:
         """The arrays as compiled/forecast_module.c holds them: handed over once."""
         if self._held is None and kernel.compiled is not None:
             self._held = kernel.compiled.hold_history((
-                self._y, self._w, self.running, self.seen, self.clean, self.loose, self.age, self.scale, self.five,
-                self.slow, self.climate, self.size,
+                *self._rows, self.seen, self.clean, self.loose, self.age, self.scale, self.five, self.slow, self.size,
+                self._rows[0].shape[1],
             ))  # fmt: skip
         return self._held
 
     def __getstate__(self) -> dict[str, object]:
         """Return what a copy is made of: its arrays are others."""
-        return {**self.__dict__, "_held": None}
+        return {**{k: v for k, v in self.__dict__.items() if k not in VIEWS}, "_held": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Take over what a copy is made of."""
+        self.__dict__.update(state)
+        self._look()
 
     def _holes(self, demand: FloatArray | Float32Array, before: int) -> BoolArray:
         """Take in demand (S,) with values missing, or of series that are new; return which are known."""
@@ -241,7 +266,7 @@ class History:
         fresh = History(int(np.prod(batch, dtype=np.int64)) * len(rows) * R)
         fresh.count, fresh.newest_row = self.count, self.newest_row
         for name in ("_y", "_w", "running", "seen", "age", "clean", "loose", "slow", "scale", "climate", "five"):
-            setattr(fresh, name, carry_series(getattr(self, name), rows, getattr(fresh, name), batch))
+            getattr(fresh, name)[:] = carry_series(getattr(self, name), rows, getattr(fresh, name), batch)
         return fresh
 
 

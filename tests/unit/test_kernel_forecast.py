@@ -81,7 +81,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         mixture.step(history, np.zeros((K, Q, R + 1), np.float32))
     options, out = np.zeros(19, np.float32), np.zeros((K, Q, R), np.float32)
     with pytest.raises(ValueError, match="mixture"):
-        COMPILED.hold_mixture((1, 2), R)
+        COMPILED.hold_mixture((1, 2), R, R)
     with pytest.raises(ValueError, match="history"):
         COMPILED.hold_history((1,))
     with pytest.raises(ValueError, match="LSTM"):
