@@ -12,9 +12,9 @@ from pathlib import Path
 from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_contents
 
 SHA256: dict[str, str] = {
-    "policy.npz": "6697e4f884c90ea476cfbf8dc4b7b418945dbd2cb9efd142f76e4a9362f9ebd9",
-    "policy.onnx": "7f614432b8ab3ce14d0b48060c4f6eadbe92989b2831e25252395945794d3ab8",
-    "manifest.json": "2abf8b2fa25adade5eed8dd06a7e616abbba85ac5db2d1725574f29b43cc07f3",
+    "policy.npz": "40feaa0d5fe73b49c5a44459e641920bc9e56870ad8d99141cae475382e9bab8",
+    "policy.onnx": "312fb16825f6d572dbb5749288bfac95fb29c01719673b77c104575149d0952d",
+    "manifest.json": "c4b66686fd46e710fee73b1e241dbdd603bef03975d341a3518cfa515cd5837b",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
