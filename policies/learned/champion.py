@@ -14,7 +14,7 @@ from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_conten
 SHA256: dict[str, str] = {
     "policy.npz": "40feaa0d5fe73b49c5a44459e641920bc9e56870ad8d99141cae475382e9bab8",
     "policy.onnx": "312fb16825f6d572dbb5749288bfac95fb29c01719673b77c104575149d0952d",
-    "manifest.json": "c4b66686fd46e710fee73b1e241dbdd603bef03975d341a3518cfa515cd5837b",
+    "manifest.json": "31490e12669afd19dc986b32308a3e9aceda00d6f22d35e290dc05a4aafae631",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
