@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from foreshare.policies.allocators import Triage
+from foreshare.policies.allocators import Triage, WaterFilling
 from foreshare.policies.allocators.corrected import ACTIONS, LIMIT, Corrected
 from foreshare.policies.decide import UNHURRIED, Decision, Mind
 from foreshare.policies.errors import InputError
@@ -49,10 +49,10 @@ class Terms(NamedTuple):
 
 
 def corrected_mind(host: Host, base: str) -> Mind:
-    """Return a mind that decides by ``base``, a policy that is triage, and what an agent makes of it."""
+    """Return a mind that decides by ``base``, which is triage or water-filling, and what an agent makes of it."""
     inner = make_mind(base, host, UNHURRIED)
-    if not isinstance(inner.policy, Triage):
-        raise InputError(f"policy {base!r} takes no corrections: it is not triage")
+    if not isinstance(inner.policy, Triage | WaterFilling):
+        raise InputError(f"policy {base!r} takes no corrections: it is neither triage nor water-filling")
     return Mind(host, inner.forecaster, Corrected(inner.policy), UNHURRIED)
 
 

@@ -18,6 +18,7 @@ from foreshare.policies.host import CACHE, FloatArray, Host, IntArray, R
 
 from .base import Request
 from .triage import Triage
+from .water_filling import WaterFilling
 
 LIMIT = 2.5
 """No tighter: the oracle's correction of CPU spans about three either way, because it sheds."""
@@ -25,12 +26,16 @@ ACTIONS = 1 + R
 
 
 class Corrected:
-    """Wraps triage; ``action`` is what the next call applies."""
+    """Wraps triage; ``action`` is what the next call applies.
+
+    Water-filling in its place turns nobody away, so that standing means nothing to it: what triage is worth to a
+    policy, an ablation tells.
+    """
 
     name = "corrected"
     batched = True
 
-    def __init__(self, base: Triage) -> None:
+    def __init__(self, base: Triage | WaterFilling) -> None:
         self.base = base
         self.action: npt.NDArray[np.floating] | None = None
         """(N, ACTIONS), in a batch (H, N, ACTIONS), or what can be broadcast to that; None: no correction. What is no
@@ -40,7 +45,8 @@ class Corrected:
     def allocate(self, request: Request, host: Host, tick: int) -> IntArray:
         """See :class:`~.base.Allocator`."""
         favour = self._correct(request, host)
-        self.base.favour = favour
+        if isinstance(self.base, Triage):
+            self.base.favour = favour
         return self.base.allocate(request if favour is None else self._asked, host, tick)
 
     def _correct(self, request: Request, host: Host) -> FloatArray | None:

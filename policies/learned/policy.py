@@ -29,6 +29,8 @@ class Learned:
 
     def __init__(self, base: Triage, network: Network, name: str = "learned") -> None:
         self.name, self.network, self.batched = name, network, base.batched
+        self.base = base
+        """What it corrects."""
         self._corrected = Corrected(base)
         self._mind: Mind | None = None
         self._encoder: Encoder | None = None
@@ -37,11 +39,6 @@ class Learned:
         self._bound: tuple[Host, IntArray] | None = None
         self._arrays: tuple[object, ...] = ()
         self.memo = kernel.Memo()
-
-    @property
-    def base(self) -> Triage:
-        """What it corrects."""
-        return self._corrected.base
 
     def attach(self, mind: Mind) -> None:
         """See from now on what ``mind`` knows."""

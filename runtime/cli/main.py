@@ -30,6 +30,7 @@ _VERBS = {
     "tune-baseline": "search a policy's knobs on a suite of scenarios",
     "train": "learn a policy on Ray, tracked in MLflow",
     "tune": "search a training's settings with Ray Tune",
+    "ablate": "train a configuration with each of its parts taken away, and compare",
 }
 DONE, ANSWER_IS_NO, WRONG_INPUT = 0, 1, 2
 
