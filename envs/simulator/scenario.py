@@ -73,6 +73,8 @@ class HostShape:
     """How long what was gained takes until it is worth its full amount, linearly."""
     cold_cpu: float = number(0.0, 1.0, default=0.4)
     """Share of a gained CPU's work that is lost at first to cold private caches. A gained way is empty at first."""
+    quarantine_ms: float = number(0.0, 60_000.0, default=0.0)
+    """How long a way that leaves an isolated VM rests with nobody before another VM may fill it, in whole ticks."""
 
     def __post_init__(self) -> None:
         for name, amount in (("cores", self.cores), ("memory_units", self.memory_units)):

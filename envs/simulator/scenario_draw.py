@@ -42,6 +42,8 @@ from .scenario import (
 
 DRAW_STREAM = 0xD4A3
 """Sets these draws apart from every other use of the same seed."""
+QUARANTINE_STREAM = 1
+"""Sets what an option draws apart from what is drawn without it."""
 CPU_COUNTS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 MIN_VMS, MAX_VMS = 4, 256
 TELEMETRY: Mapping[str, Mapping[str, float]] = {
@@ -62,6 +64,8 @@ UNITS = ("fine", "channels")
 TWO_SOCKETS_CPUS = 24
 """Hosts with fewer logical CPUs have one socket."""
 MOST_RESERVED = 0.70
+QUARANTINE_MS = (10.0, 300.0)
+"""How long the ways of isolated VMs rest on hosts that are drawn with a quarantine."""
 _ATTEMPTS = 8
 POISSON_SHARE = 0.3
 """Share of the VMs whose requests come at random within a tick; those of the others come evenly."""
@@ -92,8 +96,8 @@ _COSTS = {
 class _Dice:
     """Rounded random values from one stream of uniforms."""
 
-    def __init__(self, seed: int, attempt: int) -> None:
-        sequence = np.random.SeedSequence(seed, spawn_key=(DRAW_STREAM, attempt))
+    def __init__(self, seed: int, *attempt: int) -> None:
+        sequence = np.random.SeedSequence(seed, spawn_key=(DRAW_STREAM, *attempt))
         self._random = np.random.Generator(np.random.PCG64(sequence)).random
 
     def chance(self, share: float) -> bool:
@@ -132,11 +136,13 @@ def draw(
     telemetry: str | None = None,
     units: str | None = None,
     name: str | None = None,
+    quarantine: bool = False,
 ) -> Scenario:
     """Return the scenario of ``seed``; what is not given is drawn too. ``Host`` accepts every one.
 
     ``load``: mean demand over capacity; ``cpus``: logical; ``zones``: sockets; ``kinds``: workload kinds to draw from;
-    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS. Raises InputError for what cannot be, CapacityError where
+    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS; ``quarantine``: the same
+    host, with a quarantine for ways besides. Raises InputError for what cannot be, CapacityError where
     so many VMs cannot live on so few CPUs.
     """
     if seed < 0:
@@ -171,6 +177,9 @@ def draw(
         except CapacityError as e:
             failure = e
             continue
+        if quarantine:
+            rest = _Dice(seed, attempt, QUARANTINE_STREAM).log(*QUARANTINE_MS)
+            scenario = replace(scenario, host=replace(scenario.host, quarantine_ms=rest))
         return scenario
     raise CapacityError(f"no draw with seed {seed} fits: {failure}")
 
