@@ -108,7 +108,7 @@ def check(hal: LinuxHal, owners: list[int]) -> list[str]:
             if a == b or hal.vms.zone[a] != hal.vms.zone[b]:
                 continue
             for x, y in zip(found[a], found[b], strict=False):
-                if x & y & ~1:  # way 0 is nobody's own
+                if x & y & ~parts.offer.kernel_mask(parts.state.base):  # those are nobody's own
                     wrong.append(f"VMs {a} and {b} share the ways {x & y:x}")
     return wrong
 

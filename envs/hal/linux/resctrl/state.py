@@ -29,7 +29,7 @@ class State:
         self._apart = table.isolation != 0
         self._quarantine_ns = quarantine_ns
         cache = offer.info.cache
-        self.full = (1 << cache.bits) - 1 if cache is not None else 0
+        self.full = (1 << offer.bits) - 1
         self.min_bits = cache.min_bits if cache is not None else 1
         self.base = (1 << max(offer.shared_ways, self.min_bits)) - 1 if offer.ways else self.full
         """Ways that nobody ever owns: always a legal mask."""
