@@ -87,6 +87,10 @@ class Arrivals:
         """Return the cgroup that a VM lives in; "": nowhere."""
         return self._home[row]
 
+    def all_homes(self) -> list[str]:
+        """Return every VM's cgroup; "": nowhere."""
+        return list(self._home)
+
     def follow(
         self, present: list[bool], attach: Callable[[int, str], None], arrived: Callable[[int], None],
         renamed: Callable[[], None],

@@ -24,8 +24,8 @@ from .claim import Held, Taken
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
-from .hotplug import Processors, without_offline
-from .opening import Opener, lease, lease_all, raise_descriptor_limit, refuse_nesting, while_opening
+from .hotplug import without_offline
+from .opening import Opener, lay_out, lease, lease_all, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
@@ -38,7 +38,6 @@ from .spec import LinuxSpec
 from .stays import tend
 from .telemetry import Sampler
 from .threads import VmThreads, schedstat_works
-from .topology import discover
 from .troubles import troubles_of
 
 
@@ -57,17 +56,13 @@ class LinuxHal:
         self._roots = roots or Roots()
         self._clock: Clock = clock or MonotonicClock()
         self._spec, self._read_only = spec, read_only
-        self._layout = discover(self._roots, cpus=spec.cpus, units_per_cpu=spec.units_per_cpu)
-        self._devices = [device.number(self._roots) for device in spec.io]
-        if len(set(self._devices)) < len(self._devices):
-            raise HostError("the same IO device is configured twice")
-        self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
-        self._processors = Processors(self._roots, self._topology.cpu_id)
-        self._offline: list[str] = []
-        self._taken: list[Taken | None] = []
         self._hierarchies = find_hierarchies(self._roots)
         self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots, self._hierarchies)
         self._specs = self._arrivals.specs
+        self._layout, self._processors, self._devices = lay_out(spec, self._roots, self._hierarchies, self._arrivals)
+        self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
+        self._offline: list[str] = []
+        self._taken: list[Taken | None] = []
         self._opener = Opener(spec, self._roots, self._hierarchies, self._layout, self._devices, not read_only)
         self._remember: Callable[[Mapping[str, object]], None] | None = None
         self._controls: list[VmControls] = []
@@ -308,6 +303,7 @@ class LinuxHal:
             old.close()
         self._controls[row], self._threads[row] = controls, threads
         self._writer.bind(row)
+        self._processors.allowed.above(cgroup)
         self._sampler.present[row] = False
         if self._claimed:
             apart = self._writer.apart & np.array(self._sampler.present)
@@ -323,6 +319,7 @@ class LinuxHal:
         """Resolve what was asked for on the CPUs that are there."""
         whole = resolve(self._specs, self._whole)
         self._topology, self._vms, self._offline = without_offline(self._whole, whole, self._processors.online)
+        self._offline += self._processors.lines()
 
     def _replan(self) -> None:
         """Go on without CPUs that went offline, or with those that came back."""
