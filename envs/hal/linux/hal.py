@@ -24,12 +24,13 @@ from .claim import Held, Taken
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
+from .freeze import Still
 from .hotplug import without_offline
 from .opening import Opener, lay_out, lease, lease_all, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
-from .resctrl.offer import Offer, files_of, find_offer, why_unwritable, with_offer
+from .resctrl.offer import Offer, files_of, usable_offer, with_offer
 from .resctrl.partitions import Partitions
 from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
@@ -62,6 +63,7 @@ class LinuxHal:
         self._layout, self._processors, self._devices = lay_out(spec, self._roots, self._hierarchies, self._arrivals)
         self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
         self._offline: list[str] = []
+        self._still = Still()
         self._taken: list[Taken | None] = []
         self._opener = Opener(spec, self._roots, self._hierarchies, self._layout, self._devices, not read_only)
         self._remember: Callable[[Mapping[str, object]], None] | None = None
@@ -155,6 +157,8 @@ class LinuxHal:
         """Fill ``reading`` in place."""
         self._arrivals.follow(self._sampler.present, self._attach, self._arrived, self._renamed)
         if self._processors.changed():
+            self._replan()
+        if self._still.follow(self._arrivals.moving, self._vms, self._topology, self.read_back):
             self._replan()
         self._sampler.sample(reading)
         self._tend()
@@ -320,9 +324,10 @@ class LinuxHal:
         whole = resolve(self._specs, self._whole)
         self._topology, self._vms, self._offline = without_offline(self._whole, whole, self._processors.online)
         self._offline += self._processors.lines()
+        self._topology, self._vms = self._still.contract(self._topology, self._vms)
 
     def _replan(self) -> None:
-        """Go on without CPUs that went offline, or with those that came back."""
+        """Go on without CPUs that went offline, with those that came back, around VMs that are to be left alone."""
         self._contract()
         if self._claimed:
             self._writer.settle()
@@ -345,18 +350,11 @@ class LinuxHal:
 
     def _offer(self) -> Offer | str:
         """Return what resctrl offers, and give the topology and the VMs' contracts units of it."""
-        spec = self._spec.resctrl
         most = int(np.bincount(self._vms.zone).max()) if len(self._vms) else 0
-        offer = find_offer(self._roots, self._layout, spec, most)
-        if isinstance(offer, Offer) and not offer.ways and not offer.memory_units:
-            offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
-        if isinstance(offer, Offer) and not self._read_only:
-            offer = why_unwritable(self._roots, offer.info.path) or offer
+        offer = usable_offer(self._roots, self._layout, self._spec.resctrl, most, writable=not self._read_only)
         if isinstance(offer, Offer):
             self._topology = with_offer(self._topology, offer)
             self._vms = resolve(self._specs, self._topology)
-        elif spec.use == "require":
-            raise HostError(f"cache ways and memory bandwidth cannot be handed out: {offer}")
         return offer
 
     def _open_partitions(self, offer: Offer) -> None:

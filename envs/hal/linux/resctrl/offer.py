@@ -118,6 +118,23 @@ class Offer:
         return f"{b.step / self.split:g} % MBA"
 
 
+def usable_offer(
+    roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone: int, *, writable: bool
+) -> Offer | str:
+    """Return what :func:`find_offer` does, or why nothing of it can be used.
+
+    ``writable``: it is to be written, not only looked at. Raises HostError where the configuration insists on it.
+    """
+    offer = find_offer(roots, layout, spec, vms_per_zone)
+    if isinstance(offer, Offer) and not offer.ways and not offer.memory_units:
+        offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
+    if isinstance(offer, Offer) and writable:
+        offer = why_unwritable(roots, offer.info.path) or offer
+    if not isinstance(offer, Offer) and spec.use == "require":
+        raise HostError(f"cache ways and memory bandwidth cannot be handed out: {offer}")
+    return offer
+
+
 def find_offer(roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone: int = 0) -> Offer | str:
     """Return what resctrl offers to the managed CPUs, or one sentence that says why nothing.
 
