@@ -346,7 +346,7 @@ class LinuxHal:
             return
         self.cpu_partitions.tend(self._sampler.present, self._writer.limits.cpus)
         self._turn += 1
-        tend(self._turn, self._writer, self._controls, self._taken, self._sampler.present)
+        tend(self._turn, self._writer, self._controls, self._threads, self._taken, self._sampler.present)
 
     def _offer(self) -> Offer | str:
         """Return what resctrl offers, and give the topology and the VMs' contracts units of it."""

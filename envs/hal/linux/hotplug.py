@@ -21,6 +21,8 @@ from . import cpulist
 from .allowed import Allowed
 from .roots import Roots
 
+SCATTERED_TICKS = 500
+
 
 class Processors:
     """Which of the managed CPUs are online, and not other programs' alone."""
@@ -82,6 +84,8 @@ class Shelter:
         self.some_offline = False
         self.homeless: dict[int, bytes] = {}
         """Their rows, and where they are meanwhile (C booleans; empty: not moved yet)."""
+        self.scattered: dict[int, int] = {}
+        """Rows of VMs that had no CPU left: for so many ticks their threads may yet turn up elsewhere (cgroup v1)."""
 
     def hotplug(self, online: BoolArray, present: list[bool]) -> None:
         """Take note of the managed CPUs (C,) that are online now."""
@@ -89,6 +93,7 @@ class Shelter:
         for row in np.flatnonzero(present).tolist():
             if not (self._cpus[row] & online).any():
                 self.homeless.setdefault(row, b"")
+                self.scattered[row] = SCATTERED_TICKS
             elif self.homeless.pop(row, None) is not None:
                 self._put(row, self._cpus[row].copy())
         self.make_way()
