@@ -28,6 +28,7 @@ from foreshare.policies import kernel
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import BoolArray, FloatArray, IntArray, R, Resource
 
+from .bandwidth_classes import bandwidth_classes
 from .cache import effective_ways, miss_ratio
 from .counters import Counters, inflated
 from .lateness import LatenessMeter, UsageMeter, violation_pct, weights_of
@@ -111,6 +112,7 @@ class Simulator:
         self.gained: FloatArray = np.zeros((*size, R))
         """(H, N, R) units of the last command that its VM did not hold before."""
         self._resting = resting_ways(scenario, m, hosts, tick_ms)
+        self._classes = bandwidth_classes(h, m)
         self._there: FloatArray | None = None  # (H, N) ways of each VM's zone that anybody may fill; None: all
         self._in_flight = np.broadcast_to(self.commanded, (max(self._delays), *size, R)).copy()
         self._gain_in_flight = np.zeros_like(self._in_flight)
@@ -130,10 +132,7 @@ class Simulator:
         self._rate: FloatArray = m.rate.copy()
         self.alive: BoolArray = np.ones(size, bool)
         """(H, N) whether the VM is there."""
-        self.backlog: FloatArray = np.zeros(size)
-        self.arrivals: FloatArray = np.zeros(size)
-        self.served: FloatArray = np.zeros(size)
-        self.served_total: FloatArray = np.zeros(size)
+        self.backlog, self.arrivals, self.served, self.served_total = (np.zeros(size) for _ in range(4))
         self.ways: FloatArray = np.zeros(size)
         """(H, N) ways that each VM profited from in the newest tick."""
         self.need: FloatArray = np.zeros((*size, R))
@@ -257,19 +256,16 @@ class Simulator:
     def _serve(self, expected: FloatArray, dice: FloatArray | None) -> None:
         """Serve what waits and what has arrived; bring every figure of this tick up to date."""
         m, a = self.model, self.arrivals
-        effective = self.holding - self.cold
-        own = self.holding[..., Resource.CACHE]
         self.ways, together = effective_ways(
-            own, self.cold[..., Resource.CACHE], self._access, zones=self._zones,
+            self.holding[..., Resource.CACHE], self.cold[..., Resource.CACHE], self._access, zones=self._zones,
             total=self._ways(), shared=float(self.scenario.host.shared_ways),
         )  # fmt: skip
         need = self.need = m.need_at(miss_ratio(self.ways, *m.miss), self.workloads.mix)
         if self._smt:
             self._relief = self._sibling_relief()
             need[..., Resource.CPU] *= self._relief
-        usable = np.maximum(effective, TRICKLE_UNITS)
-        cpu = np.minimum(usable[..., Resource.CPU], self.threads)
-        usable[..., Resource.CPU] = cpu
+        usable = np.maximum(self.holding - self.cold, TRICKLE_UNITS)
+        usable[..., Resource.CPU] = np.minimum(usable[..., Resource.CPU], self.threads)
         usable /= np.maximum(need, NO_NEED)  # requests per tick; of what is hardly needed there is always enough
         by_cpu, by_memory, by_io = (usable[..., r] for r in RATES)
         rate = np.minimum(by_cpu, by_memory)
@@ -315,6 +311,8 @@ class Simulator:
         self._gain_in_flight[slot] = self.gained
         self._some_gained[slot] = bool(self.gained.any())
         self.gained[:] = 0.0
+        if self._classes is not None:
+            self._classes.lift(self.cold)
         np.maximum(self.cold - self._cooling, 0.0, out=self.cold)
         for r, delay in enumerate(self._delays):
             due = (self.t - delay + 1) % length
@@ -325,6 +323,8 @@ class Simulator:
             self.cold[..., r] += gain * self._cold_share[r]
             self._cooling[..., r] = np.where(gain > 0, self.cold[..., r] / self._warm[r], self._cooling[..., r])
         np.minimum(self.cold, self.holding, out=self.cold)
+        if self._classes is not None:
+            self._classes.apply(self.holding, self.cold, self.backlog + self.arrivals, self.need)
 
     def _ways(self) -> FloatArray | float:
         return float(self.scenario.host.ways) if self._there is None else self._there

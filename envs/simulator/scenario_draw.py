@@ -42,7 +42,7 @@ from .scenario import (
 
 DRAW_STREAM = 0xD4A3
 """Sets these draws apart from every other use of the same seed."""
-QUARANTINE_STREAM = 1
+RESCTRL_STREAM = 1
 """Sets what an option draws apart from what is drawn without it."""
 CPU_COUNTS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 MIN_VMS, MAX_VMS = 4, 256
@@ -65,7 +65,7 @@ TWO_SOCKETS_CPUS = 24
 """Hosts with fewer logical CPUs have one socket."""
 MOST_RESERVED = 0.70
 QUARANTINE_MS = (10.0, 300.0)
-"""How long the ways of isolated VMs rest on hosts that are drawn with a quarantine."""
+"""How long the ways of isolated VMs rest, where what resctrl does is drawn too."""
 _ATTEMPTS = 8
 POISSON_SHARE = 0.3
 """Share of the VMs whose requests come at random within a tick; those of the others come evenly."""
@@ -136,14 +136,14 @@ def draw(
     telemetry: str | None = None,
     units: str | None = None,
     name: str | None = None,
-    quarantine: bool = False,
+    resctrl: bool = False,
 ) -> Scenario:
     """Return the scenario of ``seed``; what is not given is drawn too. ``Host`` accepts every one.
 
     ``load``: mean demand over capacity; ``cpus``: logical; ``zones``: sockets; ``kinds``: workload kinds to draw from;
-    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS; ``quarantine``: the same
-    host, with a quarantine for ways besides. Raises InputError for what cannot be, CapacityError where
-    so many VMs cannot live on so few CPUs.
+    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS; ``resctrl``: the same host, and besides what resctrl and its
+    hardware do: a quarantine for ways, limits on memory bandwidth in coarse steps and on few classes. Raises InputError
+    for what cannot be, CapacityError where so many VMs cannot live on so few CPUs.
     """
     if seed < 0:
         raise InputError(f"seed {seed}: a seed is a whole number of at least 0")
@@ -177,11 +177,17 @@ def draw(
         except CapacityError as e:
             failure = e
             continue
-        if quarantine:
-            rest = _Dice(seed, attempt, QUARANTINE_STREAM).log(*QUARANTINE_MS)
-            scenario = replace(scenario, host=replace(scenario.host, quarantine_ms=rest))
-        return scenario
+        return _as_resctrl_does(scenario, _Dice(seed, attempt, RESCTRL_STREAM)) if resctrl else scenario
     raise CapacityError(f"no draw with seed {seed} fits: {failure}")
+
+
+def _as_resctrl_does(scenario: Scenario, dice: _Dice) -> Scenario:
+    h = scenario.host
+    host = replace(
+        h, quarantine_ms=dice.log(*QUARANTINE_MS), memory_step=dice.whole(1, 3),
+        memory_classes=dice.pick((0, 7, h.classes - 1)),
+    )  # fmt: skip
+    return replace(scenario, host=host)
 
 
 def _host(

@@ -175,16 +175,21 @@ def test_the_batch_and_a_host_behind_a_hal_rest_alike(policy: str) -> None:
     assert rested, "something rested"
 
 
-def test_draws_have_a_quarantine_only_where_asked() -> None:
-    plain, asked = draw(5), draw(5, quarantine=True)
-    assert plain.host.quarantine_ms == 0.0
-    assert replace(asked, host=replace(asked.host, quarantine_ms=0.0)) == plain
-    some = [draw(seed, vms=8, quarantine=True).host.quarantine_ms for seed in range(20)]
-    assert all(QUARANTINE_MS[0] <= q <= QUARANTINE_MS[1] for q in some) and len(set(some)) > 15
+PLAIN = {"quarantine_ms": 0.0, "memory_step": 1, "memory_classes": 0}
 
 
-def test_trainings_have_one_only_where_asked() -> None:
+def test_draws_do_what_resctrl_does_only_where_asked() -> None:
+    plain, asked = draw(5), draw(5, resctrl=True)
+    assert all(getattr(plain.host, name) == value for name, value in PLAIN.items())
+    assert replace(asked, host=replace(asked.host, **PLAIN)) == plain  # type: ignore[arg-type]  # by name
+    some = [draw(seed, vms=8, resctrl=True).host for seed in range(20)]
+    assert all(QUARANTINE_MS[0] <= h.quarantine_ms <= QUARANTINE_MS[1] for h in some)
+    assert len({h.quarantine_ms for h in some}) > 15
+    assert len({h.memory_step for h in some}) == 3 and len({h.memory_classes for h in some}) > 2
+
+
+def test_trainings_do_only_where_asked() -> None:
     plain = scenes(ScenesConfig(suite="smoke", drawn_share=1.0), 8, seed=4)
-    some = scenes(ScenesConfig(suite="smoke", drawn_share=1.0, quarantine_share=0.5), 8, seed=4)
-    assert [replace(s, host=replace(s.host, quarantine_ms=0.0)) for s in some] == plain
+    some = scenes(ScenesConfig(suite="smoke", drawn_share=1.0, resctrl_share=0.5), 8, seed=4)
+    assert [replace(s, host=replace(s.host, **PLAIN)) for s in some] == plain  # type: ignore[arg-type]  # by name
     assert not any(s.host.quarantine_ms for s in plain) and 0 < sum(s.host.quarantine_ms > 0 for s in some) < 8

@@ -59,8 +59,8 @@ def scenes(config: ScenesConfig, count: int, seed: int) -> list[Scenario]:
         # A single CPU cannot be shared by many: hosts of at least half as many CPUs as VMs always can.
         cpus = [c for c in (8, 12, 16, 24, 32, 48, 64, 96) if 2 * c >= vms]
         number, size = int(rng.integers(1 << 40)), cpus[rng.integers(len(cpus))]
-        rests = number % 1000 < 1000 * config.quarantine_share  # draws nothing: all else stays as it is without
-        out.append(draw(number, load=load, vms=vms, cpus=size, quarantine=rests))
+        real = number % 1000 < 1000 * config.resctrl_share  # draws nothing: all else stays as it is without
+        out.append(draw(number, load=load, vms=vms, cpus=size, resctrl=real))
     return out
 
 
