@@ -141,9 +141,9 @@ def draw(
     """Return the scenario of ``seed``; what is not given is drawn too. ``Host`` accepts every one.
 
     ``load``: mean demand over capacity; ``cpus``: logical; ``zones``: sockets; ``kinds``: workload kinds to draw from;
-    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS; ``resctrl``: the same host, and besides what resctrl and its
-    hardware do: a quarantine for ways, limits on memory bandwidth in coarse steps and on few classes. Raises InputError
-    for what cannot be, CapacityError where so many VMs cannot live on so few CPUs.
+    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS; ``resctrl``: the same host, and besides what resctrl and
+    its hardware do: a quarantine for ways, limits on memory bandwidth in coarse steps and on few classes. Raises
+    InputError for what cannot be, CapacityError where so many VMs cannot live on so few CPUs.
     """
     if seed < 0:
         raise InputError(f"seed {seed}: a seed is a whole number of at least 0")
