@@ -99,6 +99,15 @@ class Ticker:
         raise AssertionError("it never did")
 
 
+def confine_first(hal: LinuxHal) -> Plan:
+    """Keep the first VM on the first CPU; return a plan of no writes."""
+    sets = np.zeros((1, hal.topology.cpus), bool)
+    sets[0, 0] = True
+    plan = Plan(np.array([Control.CPUS], np.int8), np.array([0]), np.array([0]), sets)
+    hal.apply(plan, 0, Receipt())
+    return Plan(*(a[:0] for a in (plan.control, plan.vm, plan.value)), sets[:0])
+
+
 @pytest.fixture
 def vms() -> Iterator[list[str]]:
     with temporary_cgroups(2) as paths:
@@ -150,11 +159,7 @@ def test_a_new_vcpu_is_where_the_others_are(placement: str, vms: list[str]) -> N
         enter(vms[0], process.pid)
         ticker = Ticker(hal)
         ticker.until(lambda: process.pid in hal._threads[0].threads)
-        sets = np.zeros((1, hal.topology.cpus), bool)
-        sets[0, 0] = True
-        plan = Plan(np.array([Control.CPUS], np.int8), np.array([0]), np.array([0]), sets)
-        hal.apply(plan, 0, Receipt())
-        nothing = Plan(*(a[:0] for a in (plan.control, plan.vm, plan.value)), sets[:0])
+        nothing = confine_first(hal)
         process.stdin.write("\n")
         process.stdin.flush()
         tid = int(process.stdout.readline())
@@ -231,10 +236,7 @@ def test_stops_starts_and_vcpus_are_followed_within_100_ms_by_the_clock(placemen
         enter(vms[0], process.pid)
         ticker = Ticker(hal)
         ticker.until(lambda: process.pid in hal._threads[0].threads)
-        sets = np.zeros((1, hal.topology.cpus), bool)
-        sets[0, 0] = True
-        hal.apply(Plan(np.array([Control.CPUS], np.int8), np.array([0]), np.array([0]), sets), 0, Receipt())
-        nothing = Plan(np.zeros(0, np.int8), np.zeros(0, np.int64), np.zeros(0, np.int64), sets[:0])
+        nothing = confine_first(hal)
 
         def grow() -> None:
             stdin.write("\n")

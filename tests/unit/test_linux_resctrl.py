@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from resctrl_host import TICK_NS, FakeHost, apply, plan
+from resctrl_host import TICK_NS, FakeHost, apply, claim, plan, tick
 
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.fake import AMD, INTEL, FakeResctrl, Hardware
@@ -25,26 +24,10 @@ from foreshare.policies.reading import Quality, Reading
 WAYS, MEMORY = Control.WAYS, Control.MEMORY
 
 
-def claim(hal: LinuxHal) -> dict[str, object]:
-    docs: list[str] = []
-    hal.claim(lambda doc: docs.append(json.dumps(doc)))
-    out = json.loads(docs[0])
-    assert isinstance(out, dict)
-    return out
-
-
 def held(hal: LinuxHal) -> Placement:
     into = Placement.empty(len(hal.vms), hal.topology.cpus)
     hal.read_back(into)
     return into
-
-
-def tick(host: FakeHost, hal: LinuxHal, times: int = 1) -> Reading:
-    reading = Reading.empty(len(hal.vms))
-    for _ in range(times):
-        host.clock.t_ns += TICK_NS
-        hal.sample(reading)
-    return reading
 
 
 def name_of(hal: LinuxHal, row: int) -> str:
