@@ -199,7 +199,8 @@ def foreign_ways(files: Files, top: int, info: ResctrlInfo, names: GroupNames) -
             if error.errno not in GONE:
                 raise
             continue  # it was removed since
-        masks = [mask for resource in (info.cache.names if info.cache else ()) for mask in values[resource].values()]
+        names_here = info.cache.names if info.cache is not None else ()
+        masks = [mask for resource in names_here for mask in values.get(resource, {}).values()]
         kept = functools.reduce(operator.or_, (mask for mask in masks if mask != full), 0)
         out[name] = kept
     return out
