@@ -128,7 +128,7 @@ def test_an_isolated_vm_that_loses_its_core_gets_another(tmp_path: Path) -> None
 
 
 def test_vms_without_a_cpu_stay_off_isolated_cores(tmp_path: Path) -> None:
-    """Fault 20, a whole zone: a cpuset of which nothing is online falls back to its parent's CPUs; ours does not get that far."""
+    """Fault 20, a whole zone: a cpuset without a CPU online falls back to its parent's; ours does not get so far."""
     live = Live(tmp_path, n=6, isolated=(0, 1), zones=lambda i: i % 2)
     before = [(live.host.root / f"cg/vm{i}/cpuset.cpus").read_text() for i in range(6)]
     live.set_online(0, 1, 2, 3)
