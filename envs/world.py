@@ -236,7 +236,7 @@ class SimulatedWorld:
             gained = np.maximum(units - simulator.commanded, 0.0)
             gained[..., CACHE] = np.bitwise_count(masks & ~self._ways)
             self._ways = masks.copy()
-        simulator.command(units, gained)
+        simulator.command(units, gained, masks)
 
     def late(self) -> FloatArray:
         """See :class:`World`."""

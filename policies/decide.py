@@ -151,7 +151,7 @@ class Mind:
         self._checked: Reading | None = None
         self._proposed: Units | None = None
         self._cold = True
-        self._fixed: BoolArray = host.vms.isolation == Isolation.SECURITY
+        self._fixed: BoolArray = host.vms.still | (host.vms.isolation == Isolation.SECURITY)
         self._foresight: Foresight | None = None
         self._conclusion: Conclusion | None = None
 

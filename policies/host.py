@@ -151,6 +151,8 @@ class VmTable:
     """(N, R) units that the VM may never exceed."""
     target_ms: FloatArray = field(default_factory=lambda: np.zeros(0))
     """(N,) latency within which the VM's requests are to be done; TARGET_MS where its owner says nothing."""
+    still: BoolArray = field(default_factory=lambda: np.zeros(0, bool))
+    """(N,) VMs that hold exactly their reservation for now (one that migrates: what it had); default: none."""
     rank: IntArray = field(init=False)
     """(N,) position by UUID: breaks ties, whatever order the rows have."""
 
@@ -158,6 +160,8 @@ class VmTable:
         n = len(self.uuid)
         if not len(self.target_ms):
             object.__setattr__(self, "target_ms", np.full(n, TARGET_MS))
+        if not len(self.still):
+            object.__setattr__(self, "still", np.zeros(n, bool))
         if len(set(self.uuid)) != n:
             raise InputError("two VMs have the same UUID")
         for name, shape in (
@@ -167,6 +171,7 @@ class VmTable:
             ("reservation", (n, R)),
             ("cap", (n, R)),
             ("target_ms", (n,)),
+            ("still", (n,)),
         ):
             if getattr(self, name).shape != shape:
                 raise InputError(f"VM table: {name} has shape {getattr(self, name).shape}, expected {shape}")
@@ -183,6 +188,7 @@ class VmTable:
             uuid=tuple(self.uuid[i] for i in rows), name=tuple(self.name[i] for i in rows),
             priority=self.priority[rows], isolation=self.isolation[rows], zone=self.zone[rows],
             reservation=self.reservation[rows], cap=self.cap[rows], target_ms=self.target_ms[rows],
+            still=self.still[rows],
         )  # fmt: skip
 
 
@@ -260,7 +266,8 @@ class Host:
         cap = np.maximum(cap // granule * granule, reservation) * (movable & here)
         narrow = cap[:, Resource.CACHE]
         narrow[narrow < t.min_ways] = 0  # no mask is that small: such a VM can only be in the shared class
-        cap[v.isolation == Isolation.SECURITY] = reservation[v.isolation == Isolation.SECURITY]
+        fixed = v.still | (v.isolation == Isolation.SECURITY)
+        cap[fixed] = reservation[fixed]
         for name, value in (("granule", granule), ("floor", floor), ("reservation", reservation), ("cap", cap)):
             value.setflags(write=False)
             put(self, name, value)

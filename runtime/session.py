@@ -29,13 +29,15 @@ from .asking import PLUG_IN_RADIUS, Where, open_mind
 from .config import Config
 from .forecast_watch import ForecastWatch
 from .journal import StateDir
-from .loop import ControlLoop, LoopOptions, Observer
+from .loop import ControlLoop, LoopOptions, Observer, Tick
 from .observers import LogObserver, MigrationHook, describe_run
 from .patient import PatientHal
 from .runlog import RunLog
 
 POLICY_SHARE = 0.06
 """Of a tick: what a policy may take before it loses the tick to the priority sort; 0.6 ms of 10."""
+_NAMED = 5
+"""VMs that are named in a line about all of them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +70,10 @@ def open_hal(choice: HalChoice) -> Hal:
         if choice.config is None:
             raise HostError("--hal linux needs --config FILE.toml that names the VMs' cgroups; see foreshare doctor")
         hal = LinuxHal(choice.config.linux_spec(), read_only=choice.read_only)
+        if not len(hal.vms):
+            why = "; ".join(hal.troubles())
+            hal.close()
+            raise HostError(_no_place(choice.config) + (f" ({why})" if why else ""))
         patience_s = choice.config.host.patience_s
         return PatientHal(hal, patience_s) if patience_s and not choice.read_only else hal
     if choice.hal == "replay":
@@ -77,6 +83,19 @@ def open_hal(choice: HalChoice) -> Hal:
             raise HostError("--hal replay needs --trace DIR, a recording made by foreshare record")
         return ReplayHal(choice.trace)
     raise HostError(f"no HAL named {choice.hal!r}; there are simulated, linux and replay")
+
+
+def _no_place(config: Config) -> str:
+    """Return why there is no VM to partition and none can come."""
+    if config.host.discovery.all_domains:
+        return (
+            "libvirt has no domain now, and no place is kept free for one that starts later: set spare in"
+            " [host.discovery]"
+        )
+    return (
+        "the configuration names no VM, so there is nothing to partition: add a [[vm]] table, or keep places free for"
+        " VMs that start later (spare in [host.discovery])"
+    )
 
 
 def decide_options(hal: Hal, tick_ms: float) -> DecideOptions:
@@ -120,6 +139,22 @@ class Outcome:
     """One line each for what an operator should know (a corrupt journal put aside, a run taken over)."""
 
 
+class _Arrival:
+    """Looks out for the first VM of a run that began without any."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say, self.came = say, False
+
+    def on_tick(self, tick: Tick) -> None:
+        """See Observer."""
+        if not self.came and tick.reading.present.any():
+            self.came = True
+            self._say("the first VM is there")
+
+    def on_event(self, kind: str, vm: int, text: str) -> None:
+        """See Observer."""
+
+
 @dataclass(kw_only=True, slots=True)
 class Session:
     """A run to be made."""
@@ -141,6 +176,8 @@ class Session:
     watchers: Callable[[dict[str, Any], ControlLoop], Sequence[Observer]] | None = None
     """Makes further observers, given the run's facts and its loop."""
     stop: Callable[[], bool] = field(default=lambda: False)
+    say: Callable[[str], None] = field(default=lambda text: None)
+    """Tells whoever looks on something that he should know at once, in one line."""
 
     def run(self) -> Outcome:
         """Run. Raises InputError before anything is written if the host or the configuration is wrong."""
@@ -189,6 +226,7 @@ class Session:
             watch = ForecastWatch(mind.forecaster, host.vms.name, tuple(loop.observers))
             loop.observers.append(watch)
         notes = _claim(hal, state)
+        nobody = self._wait_for_vms(hal, loop)
         try:
             self._loop(hal, loop)
         finally:
@@ -201,7 +239,22 @@ class Session:
         log.summary = summarise(hal, loop, self.policy)
         if watch is not None:
             log.summary["forecasts"] = watch.summary()
+        if nobody is not None and not nobody.came:
+            notes.append("no VM was there in the whole run: nothing was partitioned")
         return Outcome(log.trimmed(), restored=True, notes=notes)
+
+    def _wait_for_vms(self, hal: Hal, loop: ControlLoop) -> _Arrival | None:
+        """Say so where none of the VMs is there yet, and return who looks out for the first."""
+        if hal.name != "linux":
+            return None
+        reading = Reading.empty(len(hal.vms))
+        hal.sample(reading)
+        if reading.present.any():
+            return None
+        names = [repr(name) for name in hal.vms.name[:_NAMED]] + ["..."] * (len(hal.vms) > _NAMED)
+        self.say(f"none of the {len(hal.vms)} VMs is there yet, waiting for {', '.join(names)}")
+        loop.observers.append(first := _Arrival(self.say))
+        return first
 
     def _loop(self, hal: Hal, loop: ControlLoop) -> None:
         if hal.name != "replay":

@@ -4,9 +4,11 @@ refuse what the kernel refuses.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,7 @@ from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.host import Isolation
+from foreshare.policies.reading import Reading
 
 TICK_NS = 10_000_000
 DISK = IoDevice(device="8:0", bandwidth_bytes=1e9)
@@ -140,6 +143,24 @@ def apply(hal: LinuxHal, *entries: tuple[Control, int, int]) -> Receipt:
     receipt = Receipt()
     hal.apply(plan(*entries, cpus=hal.topology.cpus), 0, receipt)
     return receipt
+
+
+def claim(hal: LinuxHal) -> dict[str, Any]:
+    """Claim the host and return what was to be remembered, as it comes back from a file."""
+    docs: list[str] = []
+    hal.claim(lambda doc: docs.append(json.dumps(doc)))
+    out = json.loads(docs[0])
+    assert isinstance(out, dict)
+    return out
+
+
+def tick(host: FakeHost, hal: LinuxHal, times: int = 1) -> Reading:
+    """Let so many ticks pass, each with a reading; return the newest."""
+    reading = Reading.empty(len(hal.vms))
+    for _ in range(times):
+        host.clock.t_ns += TICK_NS
+        hal.sample(reading)
+    return reading
 
 
 def descriptors() -> int:

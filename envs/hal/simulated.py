@@ -161,7 +161,7 @@ class SimulatedHal:
 
     def _command(self) -> None:
         held = self._held
-        self._simulator.command(held.in_force()[None], held.gained[None])
+        self._simulator.command(held.in_force()[None], held.gained[None], held.ways[None])
         held.gained[:] = 0
 
     def _catch_up(self, now_ns: int) -> None:

@@ -37,14 +37,14 @@ def effective_ways(
     cold: FloatArray,
     access_rate: FloatArray,
     *,
-    total: float,
+    total: FloatArray | float,
     shared: float,
     zones: ZoneSums | None = None,
 ) -> tuple[FloatArray, BoolArray]:
     """Return the ways that each VM profits from, (H, N), and who is in the shared class.
 
     ``own``: (H, N) ways held, 0 for the shared class; ``cold``: those of them still empty; ``access_rate``: (H, N)
-    any unit. ``total`` ways exist in a zone, ``shared`` of them always belong to its shared class.
+    any unit. ``total`` ways, () or (H, N), may be filled in a VM's zone, ``shared`` always belong to its shared class.
     """
     zones = ONE_ZONE if zones is None else zones
     together = own <= 0.0

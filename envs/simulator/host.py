@@ -1,6 +1,7 @@
 """The simulated hosts: what happens in one tick when VMs are asked for work and hold what they were given.
 
 Arrays are (H hosts, N VMs, R resources), float64, amounts in units, times in ticks; no step loops over hosts or VMs.
+Where a host has a quarantine, ways that leave an isolated VM are nobody's for a while (resting.py).
 One tick, for each VM, with ``a`` arrivals, backlog ``q`` and ``need_r`` unit-ticks for a request (model.py):
 
 - what it holds: ``e_r``, the commanded units after the delay, less what is still cold. A gain of ``g`` units is cold at
@@ -27,12 +28,14 @@ from foreshare.policies import kernel
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import BoolArray, FloatArray, IntArray, R, Resource
 
+from .bandwidth_classes import bandwidth_classes
 from .cache import effective_ways, miss_ratio
 from .counters import Counters, inflated
 from .lateness import LatenessMeter, UsageMeter, violation_pct, weights_of
 from .life import Change, Event, life_of
 from .model import RATES, HostModel, build_model
 from .requests import LatencyMeter, mean_latency_ticks, random_work, served_at_random
+from .resting import resting_ways
 from .scenario import Scenario
 from .siblings import time_per_work
 from .streams import REQUESTS, HostStreams, Seed
@@ -103,13 +106,14 @@ class Simulator:
         warm = np.array([w.cpu, w.cache, w.memory, w.io], np.float64)
         self._cold_share[warm == 0] = 0.0
         self._warm: FloatArray = np.maximum(warm, 1.0)
-        whole = m.home.copy()
-        whole[:, Resource.CACHE] = 0.0
-        self._as_found = whole
+        self._as_found: FloatArray = m.home * [1.0, 0.0, 1.0, 1.0]
         self.commanded: FloatArray = np.broadcast_to(self._as_found, (*size, R)).copy()
         """(H, N, R) units last asked for. As found, nobody is limited and all share the cache."""
         self.gained: FloatArray = np.zeros((*size, R))
         """(H, N, R) units of the last command that its VM did not hold before."""
+        self._resting = resting_ways(scenario, m, hosts, tick_ms)
+        self._classes = bandwidth_classes(h, m)
+        self._there: FloatArray | None = None  # (H, N) ways of each VM's zone that anybody may fill; None: all
         self._in_flight = np.broadcast_to(self.commanded, (max(self._delays), *size, R)).copy()
         self._gain_in_flight = np.zeros_like(self._in_flight)
         self._some_gained = [False] * max(self._delays)
@@ -128,10 +132,7 @@ class Simulator:
         self._rate: FloatArray = m.rate.copy()
         self.alive: BoolArray = np.ones(size, bool)
         """(H, N) whether the VM is there."""
-        self.backlog: FloatArray = np.zeros(size)
-        self.arrivals: FloatArray = np.zeros(size)
-        self.served: FloatArray = np.zeros(size)
-        self.served_total: FloatArray = np.zeros(size)
+        self.backlog, self.arrivals, self.served, self.served_total = (np.zeros(size) for _ in range(4))
         self.ways: FloatArray = np.zeros(size)
         """(H, N) ways that each VM profited from in the newest tick."""
         self.need: FloatArray = np.zeros((*size, R))
@@ -157,11 +158,16 @@ class Simulator:
             if v.arrive_ms:
                 self._vanish(slice(None), i)
 
-    def command(self, units: FloatArray | IntArray, gained: FloatArray | IntArray | None = None) -> None:
+    def command(
+        self, units: FloatArray | IntArray, gained: FloatArray | IntArray | None = None, ways: IntArray | None = None
+    ) -> None:
         """Ask for an allocation (H, N, R), in force after the delay; cache 0 means the shared class.
 
         ``gained``: units that are new to their VM, where that is more than the difference (a core against another).
+        ``ways``: (H, N) masks, which ones the cache column counts: a host with a quarantine has to know.
         """
+        if self._resting is not None:
+            self._resting.promise(self.alive, ways, self.t)
         if kernel.compiled is not None and compiled_step is not None and units.shape == self.commanded.shape:
             fresh = None if gained is None else np.ascontiguousarray(gained, np.float64)
             asked = np.ascontiguousarray(units, np.float64)
@@ -179,6 +185,8 @@ class Simulator:
     def _vanish(self, hosts: slice, vm: int) -> None:
         self.alive[hosts, vm] = False
         self._access[hosts, vm] = 0.0
+        if self._resting is not None:
+            self._resting.forget(hosts, vm, self.t)
         for held in (self.commanded, self.gained, self.holding, self.cold, self._cooling):
             held[hosts, vm] = 0.0
         self._in_flight[:, hosts, vm] = 0.0
@@ -234,7 +242,7 @@ class Simulator:
             self._constants, self._settings, self.scenario.host.zones, self.hosts,
             (
                 expected, self.arrivals, None if dice is None else np.ascontiguousarray(dice),
-                self.workloads.mix, self.holding, self.cold, self.backlog, self.served, self.served_total,
+                self._there, self.workloads.mix, self.holding, self.cold, self.backlog, self.served, self.served_total,
                 self.ways, self.need, self.used, self.demand, self._access, self._relief,
                 latency.latest, latency.sum, latency.weight,
                 late.late, late.late_total, late.arrived_total, late.before, late.due(),
@@ -248,19 +256,16 @@ class Simulator:
     def _serve(self, expected: FloatArray, dice: FloatArray | None) -> None:
         """Serve what waits and what has arrived; bring every figure of this tick up to date."""
         m, a = self.model, self.arrivals
-        effective = self.holding - self.cold
-        own = self.holding[..., Resource.CACHE]
         self.ways, together = effective_ways(
-            own, self.cold[..., Resource.CACHE], self._access, zones=self._zones,
-            total=float(self.scenario.host.ways), shared=float(self.scenario.host.shared_ways),
+            self.holding[..., Resource.CACHE], self.cold[..., Resource.CACHE], self._access, zones=self._zones,
+            total=self._ways(), shared=float(self.scenario.host.shared_ways),
         )  # fmt: skip
         need = self.need = m.need_at(miss_ratio(self.ways, *m.miss), self.workloads.mix)
         if self._smt:
             self._relief = self._sibling_relief()
             need[..., Resource.CPU] *= self._relief
-        usable = np.maximum(effective, TRICKLE_UNITS)
-        cpu = np.minimum(usable[..., Resource.CPU], self.threads)
-        usable[..., Resource.CPU] = cpu
+        usable = np.maximum(self.holding - self.cold, TRICKLE_UNITS)
+        usable[..., Resource.CPU] = np.minimum(usable[..., Resource.CPU], self.threads)
         usable /= np.maximum(need, NO_NEED)  # requests per tick; of what is hardly needed there is always enough
         by_cpu, by_memory, by_io = (usable[..., r] for r in RATES)
         rate = np.minimum(by_cpu, by_memory)
@@ -301,11 +306,14 @@ class Simulator:
         length = len(self._in_flight)
         slot = self.t % length
         self._in_flight[slot] = self.commanded
+        if self._resting is not None:
+            self._there = self._resting.take_effect(self.t, self._in_flight[slot], self.gained)
         self._gain_in_flight[slot] = self.gained
         self._some_gained[slot] = bool(self.gained.any())
         self.gained[:] = 0.0
-        np.subtract(self.cold, self._cooling, out=self.cold)
-        np.maximum(self.cold, 0.0, out=self.cold)
+        if self._classes is not None:
+            self._classes.lift(self.cold)
+        np.maximum(self.cold - self._cooling, 0.0, out=self.cold)
         for r, delay in enumerate(self._delays):
             due = (self.t - delay + 1) % length
             self.holding[..., r] = self._in_flight[due, ..., r]
@@ -315,6 +323,11 @@ class Simulator:
             self.cold[..., r] += gain * self._cold_share[r]
             self._cooling[..., r] = np.where(gain > 0, self.cold[..., r] / self._warm[r], self._cooling[..., r])
         np.minimum(self.cold, self.holding, out=self.cold)
+        if self._classes is not None:
+            self._classes.apply(self.holding, self.cold, self.backlog + self.arrivals, self.need)
+
+    def _ways(self) -> FloatArray | float:
+        return float(self.scenario.host.ways) if self._there is None else self._there
 
     def _cpus_left(self) -> FloatArray:
         """Return the CPU units, (H, 1) or (H, N), that VMs with cores of their own leave to others of their zone."""
@@ -370,7 +383,7 @@ class Simulator:
         limit = self.holding.copy()
         limit[..., Resource.CPU] = np.minimum(limit[..., Resource.CPU], self.threads)
         h = self.scenario.host
-        pool = np.maximum(h.ways - self._zones.total(limit[..., Resource.CACHE]), h.shared_ways)
+        pool = np.maximum(self._ways() - self._zones.total(limit[..., Resource.CACHE]), h.shared_ways)
         limit[..., Resource.CACHE] = np.where(together, pool, limit[..., Resource.CACHE])
         stuck = self.backlog[..., None] * self.need
         cpu, io = stuck[..., Resource.CPU], stuck[..., Resource.IO]

@@ -73,6 +73,13 @@ class HostShape:
     """How long what was gained takes until it is worth its full amount, linearly."""
     cold_cpu: float = number(0.0, 1.0, default=0.4)
     """Share of a gained CPU's work that is lost at first to cold private caches. A gained way is empty at first."""
+    memory_step: int = number(1, 1_000_000, default=1)
+    """Limits on memory bandwidth are rounded up to multiples of so many units."""
+    memory_classes: int = number(0, 1024, default=0)
+    """Limits on memory bandwidth that can be set; 0: one for each VM. Where there are more VMs, isolated ones have one
+    each, the others share the rest, alike with alike, and may use what those of their class were given together."""
+    quarantine_ms: float = number(0.0, 60_000.0, default=0.0)
+    """How long a way that leaves an isolated VM rests with nobody before another VM may fill it, in whole ticks."""
 
     def __post_init__(self) -> None:
         for name, amount in (("cores", self.cores), ("memory_units", self.memory_units)):

@@ -42,6 +42,8 @@ from .scenario import (
 
 DRAW_STREAM = 0xD4A3
 """Sets these draws apart from every other use of the same seed."""
+RESCTRL_STREAM = 1
+"""Sets what an option draws apart from what is drawn without it."""
 CPU_COUNTS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 MIN_VMS, MAX_VMS = 4, 256
 TELEMETRY: Mapping[str, Mapping[str, float]] = {
@@ -62,6 +64,8 @@ UNITS = ("fine", "channels")
 TWO_SOCKETS_CPUS = 24
 """Hosts with fewer logical CPUs have one socket."""
 MOST_RESERVED = 0.70
+QUARANTINE_MS = (10.0, 300.0)
+"""How long the ways of isolated VMs rest, where what resctrl does is drawn too."""
 _ATTEMPTS = 8
 POISSON_SHARE = 0.3
 """Share of the VMs whose requests come at random within a tick; those of the others come evenly."""
@@ -92,8 +96,8 @@ _COSTS = {
 class _Dice:
     """Rounded random values from one stream of uniforms."""
 
-    def __init__(self, seed: int, attempt: int) -> None:
-        sequence = np.random.SeedSequence(seed, spawn_key=(DRAW_STREAM, attempt))
+    def __init__(self, seed: int, *attempt: int) -> None:
+        sequence = np.random.SeedSequence(seed, spawn_key=(DRAW_STREAM, *attempt))
         self._random = np.random.Generator(np.random.PCG64(sequence)).random
 
     def chance(self, share: float) -> bool:
@@ -132,12 +136,14 @@ def draw(
     telemetry: str | None = None,
     units: str | None = None,
     name: str | None = None,
+    resctrl: bool = False,
 ) -> Scenario:
     """Return the scenario of ``seed``; what is not given is drawn too. ``Host`` accepts every one.
 
     ``load``: mean demand over capacity; ``cpus``: logical; ``zones``: sockets; ``kinds``: workload kinds to draw from;
-    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS. Raises InputError for what cannot be, CapacityError where
-    so many VMs cannot live on so few CPUs.
+    ``telemetry``: one of TELEMETRY; ``units``: one of UNITS; ``resctrl``: the same host, and besides what resctrl and
+    its hardware do: a quarantine for ways, limits on memory bandwidth in coarse steps and on few classes. Raises
+    InputError for what cannot be, CapacityError where so many VMs cannot live on so few CPUs.
     """
     if seed < 0:
         raise InputError(f"seed {seed}: a seed is a whole number of at least 0")
@@ -171,8 +177,17 @@ def draw(
         except CapacityError as e:
             failure = e
             continue
-        return scenario
+        return _as_resctrl_does(scenario, _Dice(seed, attempt, RESCTRL_STREAM)) if resctrl else scenario
     raise CapacityError(f"no draw with seed {seed} fits: {failure}")
+
+
+def _as_resctrl_does(scenario: Scenario, dice: _Dice) -> Scenario:
+    h = scenario.host
+    host = replace(
+        h, quarantine_ms=dice.log(*QUARANTINE_MS), memory_step=dice.whole(1, 3),
+        memory_classes=dice.pick((0, 7, h.classes - 1)),
+    )  # fmt: skip
+    return replace(scenario, host=host)
 
 
 def _host(

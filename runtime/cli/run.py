@@ -94,16 +94,22 @@ def execute(args: argparse.Namespace) -> int:
     session = Session(
         choice=choice, policy=policy, policy_in=policy_in, ticks=ticks, radius=args.trust_radius,
         first_in_turn=args.scheduling == "fifo", forecast=args.forecast or (config.policy.forecast if config else ""),
-        state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()),
+        state_dir=args.state_dir or (config.host.state_dir if config else default_state_dir()), say=_say,
     )  # fmt: skip
     outcome = _shown(session, args, ticks * choice.tick_ms * 1e-3)
     other = _baseline(session, baseline, outcome.log.summary["ticks"]) if baseline != "none" else None
     for note in outcome.notes:
-        sys.stderr.write(f"foreshare: {note}\n")
+        _say(note)
     if args.report:
         write_report(outcome.log, args.report, other)
     _print(args, outcome, other)
     return 0
+
+
+def _say(text: str) -> None:
+    """Tell people something on stderr, at once."""
+    sys.stderr.write(f"foreshare: {text}\n")
+    sys.stderr.flush()
 
 
 def read_choice(args: argparse.Namespace) -> tuple[Config | None, HalChoice]:

@@ -99,6 +99,15 @@ class Ticker:
         raise AssertionError("it never did")
 
 
+def confine_first(hal: LinuxHal) -> Plan:
+    """Keep the first VM on the first CPU; return a plan of no writes."""
+    sets = np.zeros((1, hal.topology.cpus), bool)
+    sets[0, 0] = True
+    plan = Plan(np.array([Control.CPUS], np.int8), np.array([0]), np.array([0]), sets)
+    hal.apply(plan, 0, Receipt())
+    return Plan(*(a[:0] for a in (plan.control, plan.vm, plan.value)), sets[:0])
+
+
 @pytest.fixture
 def vms() -> Iterator[list[str]]:
     with temporary_cgroups(2) as paths:
@@ -150,11 +159,7 @@ def test_a_new_vcpu_is_where_the_others_are(placement: str, vms: list[str]) -> N
         enter(vms[0], process.pid)
         ticker = Ticker(hal)
         ticker.until(lambda: process.pid in hal._threads[0].threads)
-        sets = np.zeros((1, hal.topology.cpus), bool)
-        sets[0, 0] = True
-        plan = Plan(np.array([Control.CPUS], np.int8), np.array([0]), np.array([0]), sets)
-        hal.apply(plan, 0, Receipt())
-        nothing = Plan(*(a[:0] for a in (plan.control, plan.vm, plan.value)), sets[:0])
+        nothing = confine_first(hal)
         process.stdin.write("\n")
         process.stdin.flush()
         tid = int(process.stdout.readline())
@@ -231,10 +236,7 @@ def test_stops_starts_and_vcpus_are_followed_within_100_ms_by_the_clock(placemen
         enter(vms[0], process.pid)
         ticker = Ticker(hal)
         ticker.until(lambda: process.pid in hal._threads[0].threads)
-        sets = np.zeros((1, hal.topology.cpus), bool)
-        sets[0, 0] = True
-        hal.apply(Plan(np.array([Control.CPUS], np.int8), np.array([0]), np.array([0]), sets), 0, Receipt())
-        nothing = Plan(np.zeros(0, np.int8), np.zeros(0, np.int64), np.zeros(0, np.int64), sets[:0])
+        nothing = confine_first(hal)
 
         def grow() -> None:
             stdin.write("\n")
@@ -332,3 +334,39 @@ def test_a_qemu_process_that_nobody_names_gets_a_row_and_its_share(
                 make(vms[1])
     finally:
         hal.close()
+
+
+def run_with(text: str, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
+    config = tmp_path / "host.toml"
+    config.write_text(f'[host]\nstate_dir = "{tmp_path}/state"\n{text}')
+    program = [str(Path(sys.executable).parent / "foreshare"), "run", "--hal", "linux", "--config", str(config), *more]
+    return subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_configuration_for_no_vm_at_all_is_refused(more: tuple[str, ...], tmp_path: Path) -> None:
+    out, said = run_with("", tmp_path, *more).communicate(timeout=60)
+    assert out == "" and said.count("\n") == 1 and "names no VM, so there is nothing to partition" in said
+
+
+def test_a_run_without_vms_says_that_it_waits_and_at_the_end_that_nobody_came(vms: list[str], tmp_path: Path) -> None:
+    spare = '[host.discovery]\nlibvirt = "off"\nprocesses = false\nspare = 2\n'
+    run = run_with(spare, tmp_path, "--ticks", "20", "--json")
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == 0 and said.splitlines() == [
+        "foreshare: none of the 2 VMs is there yet, waiting for '(free 1)', '(free 2)'",
+        "foreshare: no VM was there in the whole run: nothing was partitioned",
+    ]
+    late = f"{vms[0]}-late"
+    run = run_with(
+        f'[host.discovery]\nwait = true\nlibvirt = "off"\n[[vm]]\nname = "late"\ncgroup = "{late}"\n', tmp_path,
+        "--ticks", "300", "--json",
+    )  # fmt: skip
+    assert run.stderr is not None
+    assert "none of the 1 VMs is there yet, waiting for 'late'" in run.stderr.readline()
+    make(late)
+    try:
+        _, said = run.communicate(timeout=60)
+        assert said.splitlines() == ["foreshare: the first VM is there"] and run.returncode == 0
+    finally:
+        remove(late)

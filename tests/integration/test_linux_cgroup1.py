@@ -17,6 +17,7 @@ import pytest
 
 from foreshare.envs.hal.linux.cgroups import find_hierarchies
 from foreshare.envs.hal.linux.hal import LinuxHal
+from foreshare.envs.hal.linux.hotplug import SCATTERED_TICKS
 from foreshare.envs.hal.linux.restore import restore
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
@@ -256,6 +257,46 @@ def test_a_cpuset_that_lost_a_cpu_gets_it_back_from_above() -> None:
             assert [read(p, "cpuset.cpus") for p in (path, child)] == ["0-1", "0-1"]
         path_of(child, "").rmdir()
         (Path(_HERE["cpuset"].path) / child).rmdir()
+
+
+def test_threads_that_a_cpuset_without_cpus_lost_come_back(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """Fault 22: of a v1 cpuset whose last CPU goes offline the kernel moves all threads up, and never back (played)."""
+    code = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
+    code += "time.sleep(60)"
+    with temporary_cgroups(1) as (path,):
+        child, parent, cpusets = f"{path}/vcpu0", path.rpartition("/")[0], Path(_HERE["cpuset"].path)
+        for controller in ("cpu", "cpuset"):
+            (Path(_HERE[controller].path) / child).mkdir()
+        path_of(child, "cpuset.mems").write_text("0")
+        path_of(child, "cpuset.cpus").write_text("0-1")
+        process = start(code, path)
+        until = time.monotonic() + 10
+        while len(tids := [int(t) for t in os.listdir(f"/proc/{process.pid}/task")]) < 2:
+            assert time.monotonic() < until
+        for controller in ("cpu", "cpuset"):
+            (Path(_HERE[controller].path) / child / "tasks").write_text(str(max(tids)))
+        with opened(LinuxSpec(vms=(vm(path),), cpus=frozenset({0, 1}))) as (hal, _):
+            assert apply(hal, (Control.CPUS, 0, [1])).failures == []
+            for tid in tids:
+                (cpusets / parent / "tasks").write_text(str(tid))
+            for lost in (child, path):
+                path_of(lost, "cpuset.cpus").write_text("\n")
+            shelter, reading = hal._writer.shelter, Reading.empty(1)
+            shelter.hotplug(np.array([True, False]), [True])
+            for _ in range(10):
+                hal.sample(reading)
+            assert [read(p, "cpuset.cpus") for p in (path, child)] == ["0", "0"]
+            inside = [(cpusets / p / "tasks").read_text().split() for p in (path, child)]
+            assert inside == [[str(min(tids))], [str(max(tids))]]
+            shelter.hotplug(np.array([True, True]), [True])
+            assert [read(p, "cpuset.cpus") for p in (path, child)] == ["1", "1"]
+            for _ in range(SCATTERED_TICKS):
+                hal.sample(reading)
+            assert not shelter.scattered
+        process.kill()
+        process.wait()
+        for controller in ("cpu", "cpuset"):
+            (Path(_HERE[controller].path) / child).rmdir()
 
 
 def test_close_leaves_the_host_as_it_was_found(start: Callable[..., subprocess.Popen[str]]) -> None:

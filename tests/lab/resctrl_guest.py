@@ -9,6 +9,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from foreshare.envs.hal.linux import cpulist
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.files import OsFiles
@@ -23,6 +25,10 @@ from foreshare.policies.host import CPU, Host, IntArray, Isolation
 ROOT = Path("/sys/fs/resctrl")
 PREFIX = "foreshare-"
 SLEEPER = "sleep 9999 & sleep 9999 & exec sleep 9999"
+IN_LAB = (
+    pytest.mark.lab,
+    pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
+)
 _OPEN: list[LinuxHal] = []
 MOUNT = ["mount", "-t", "resctrl", "resctrl", str(ROOT)]
 
@@ -108,7 +114,7 @@ def check(hal: LinuxHal, owners: list[int]) -> list[str]:
             if a == b or hal.vms.zone[a] != hal.vms.zone[b]:
                 continue
             for x, y in zip(found[a], found[b], strict=False):
-                if x & y & ~1:  # way 0 is nobody's own
+                if x & y & ~parts.offer.kernel_mask(parts.state.base):  # those are nobody's own
                     wrong.append(f"VMs {a} and {b} share the ways {x & y:x}")
     return wrong
 

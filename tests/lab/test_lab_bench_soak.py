@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from resctrl_guest import clean_mount, ids_come_back
+from resctrl_guest import IN_LAB, ids_come_back
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
-]
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    with clean_mount():
-        yield
+pytestmark = [*IN_LAB, pytest.mark.usefixtures("clean_groups")]
 
 
 @pytest.mark.timeout(900)

@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from resctrl_guest import PREFIX, ROOT, clean_mount, group_of, make, masks, open_host, sleepers, tree
+from resctrl_guest import IN_LAB, PREFIX, ROOT, group_of, make, masks, open_host, sleepers, tree
 
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.files import OsFiles
@@ -32,16 +31,7 @@ from foreshare.policies.errors import HostError
 from foreshare.policies.host import Isolation, Resource
 from foreshare.policies.reading import Quality, Reading
 
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
-]
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    with clean_mount():
-        yield
+pytestmark = [*IN_LAB, pytest.mark.usefixtures("clean_groups")]
 
 
 MOVES = [

@@ -6,12 +6,11 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from resctrl_guest import PREFIX, ROOT, check, check_cpus, clean_mount, group_of, ids_come_back, make, sleepers, tree
+from resctrl_guest import IN_LAB, PREFIX, ROOT, check, check_cpus, group_of, ids_come_back, make, sleepers, tree
 
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.temporary import temporary_cgroups
@@ -26,16 +25,7 @@ from foreshare.policies.registry import make_mind
 TICKS = int(os.environ.get("FORESHARE_LAB_TICKS", "200"))
 PLUGS = (4, 5, 6, 7), (7,)
 """CPUs that go offline and come back together; all of a domain: its groups have full masks then."""
-pytestmark = [
-    pytest.mark.lab,
-    pytest.mark.skipif(os.environ.get("FORESHARE_IN_LAB") != "1", reason="runs inside the lab guest"),
-]
-
-
-@pytest.fixture(autouse=True)
-def clean() -> Iterator[None]:
-    with clean_mount():
-        yield
+pytestmark = [*IN_LAB, pytest.mark.usefixtures("clean_groups")]
 
 
 class Demanding:

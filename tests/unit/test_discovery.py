@@ -134,6 +134,9 @@ def test_a_domain_that_libvirt_is_still_starting_does_not_run_yet(
         def starting(self) -> bool:
             return self.busy
 
+        def moving(self) -> bool:
+            return False
+
         def xml(self) -> str | None:
             return None
 

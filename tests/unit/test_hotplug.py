@@ -128,7 +128,7 @@ def test_an_isolated_vm_that_loses_its_core_gets_another(tmp_path: Path) -> None
 
 
 def test_vms_without_a_cpu_stay_off_isolated_cores(tmp_path: Path) -> None:
-    """Fault 20: a cpuset of which nothing is online falls back to its parent's CPUs; ours does not get that far."""
+    """Fault 20, a whole zone: a cpuset without a CPU online falls back to its parent's; ours does not get so far."""
     live = Live(tmp_path, n=6, isolated=(0, 1), zones=lambda i: i % 2)
     before = [(live.host.root / f"cg/vm{i}/cpuset.cpus").read_text() for i in range(6)]
     live.set_online(0, 1, 2, 3)
@@ -145,3 +145,57 @@ def test_vms_without_a_cpu_stay_off_isolated_cores(tmp_path: Path) -> None:
     assert alone(where, 0) and alone(where, 1)
     assert [(live.host.root / f"cg/vm{i}/cpuset.cpus").read_text() for i in range(6)] == before
     live.hal.close()
+
+
+def test_cpus_of_another_programs_partition_are_planned_around(tmp_path: Path) -> None:
+    """Fault 13: a cpuset that lists such a CPU would end the partition; ours are given what is left, and more later."""
+    host = FakeHost(tmp_path, n=3, isolated=(0,), zones=lambda i: 0)
+    host.cgroups.mkdir("pods")
+
+    def partition(cpus: str, state: str) -> None:
+        for name, text in (("cpuset.cpus", cpus), ("cpuset.cpus.partition", state)):
+            with (host.root / f"cg/pods/{name}").open("r+b") as file:
+                host.cgroups.pwrite(file.fileno(), text.encode(), 0)
+
+    def state() -> str:
+        return (host.root / "cg/pods/cpuset.cpus.partition").read_text().strip()
+
+    partition("1,6-7", "root")
+    hal = host.open()
+    assert hal.topology.cpu_id.tolist() == [0, 2, 3, 4, 5] and state() == "root"
+    hal.claim(lambda doc: None)
+    loop = ControlLoop(hal, make_mind("static", Host(hal.topology, hal.vms)))
+    loop.run(20)
+    partition("1,3,6-7", "root")  # it wants one more: the kernel ends it as long as it is in a VM's cpuset
+    loop.run(3)
+    first = state()
+    with (host.root / "cg/pods/cpuset.cpus").open("r+b") as file:
+        host.cgroups.pwrite(file.fileno(), b"1,6-7", 0)
+    partition("1,6-7", "member")
+    partition("1,6-7", "root")
+    loop.run(5)
+    assert state() == "root" and loop.counts.failed == 0
+    assert first in ("root", "root invalid (Cpu list in cpuset.cpus not exclusive)", "root invalid")
+    listed = frozenset().union(*(cpulist.parse((host.root / f"cg/vm{i}/cpuset.cpus").read_text()) for i in range(3)))
+    assert not listed & {1, 6, 7}
+    hal.close()
+
+
+def test_a_partition_that_comes_above_the_vms_takes_cpus_like_a_hot_unplug(tmp_path: Path) -> None:
+    """Faults 13 and 20: and gives them back."""
+    host = FakeHost(tmp_path, n=3, isolated=(0,), zones=lambda i: 0)
+    hal = host.open()
+    hal.claim(lambda doc: None)
+    loop = ControlLoop(hal, make_mind("static", Host(hal.topology, hal.vms)))
+    loop.run(5)
+    effective = host.root / "cg/cpuset.cpus.effective"
+    whole = effective.read_text()
+    taken = min(cpulist.parse((host.root / "cg/vm0/cpuset.cpus").read_text()))
+    effective.write_text(cpulist.form(set(range(8)) - {taken}) + "\n")  # a remote partition: its cgroup is elsewhere
+    loop.run(3)
+    assert not loop.controls.held.cpus[:, taken].any()
+    assert any(f"CPUs {taken} are kept by a cpuset of another program" in line for line in hal.troubles())
+    effective.write_text(whole)
+    loop.run(3)
+    assert loop.controls.held.cpus[:, taken].any() and hal.troubles() == ()
+    hal.close()

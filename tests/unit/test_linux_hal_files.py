@@ -9,32 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from resctrl_host import DISK, HandClock
 
 from foreshare.envs.hal.linux.floor import compiler, measure_floor
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.restore import restore
 from foreshare.envs.hal.linux.roots import Roots
-from foreshare.envs.hal.linux.spec import IoDevice, LinuxSpec
+from foreshare.envs.hal.linux.spec import LinuxSpec
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.errors import HostError, InputError
 from foreshare.policies.host import Isolation, Placement, Resource
 from foreshare.policies.reading import Quality, Reading
-
-DISK = IoDevice(device="8:0", bandwidth_bytes=1e9)
-
-
-class HandClock:
-    """A clock that moves when told."""
-
-    def __init__(self) -> None:
-        self.t_ns = 1_000_000_000
-
-    def now_ns(self) -> int:
-        return self.t_ns
-
-    def sleep_until(self, t_ns: int) -> None:
-        self.t_ns = max(self.t_ns, t_ns)
 
 
 def put(root: Path, files: dict[str, str]) -> None:

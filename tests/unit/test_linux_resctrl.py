@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from resctrl_host import TICK_NS, FakeHost, apply
+from resctrl_host import TICK_NS, FakeHost, apply, claim, plan, tick
 
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.fake import AMD, INTEL, FakeResctrl, Hardware
+from foreshare.envs.hal.linux.resctrl.masks import longest_run
 from foreshare.envs.hal.linux.resctrl.names import GroupNames, vm_hex
 from foreshare.envs.hal.linux.restore import restore
 from foreshare.envs.hal.types import Control
@@ -23,26 +24,10 @@ from foreshare.policies.reading import Quality, Reading
 WAYS, MEMORY = Control.WAYS, Control.MEMORY
 
 
-def claim(hal: LinuxHal) -> dict[str, object]:
-    docs: list[str] = []
-    hal.claim(lambda doc: docs.append(json.dumps(doc)))
-    out = json.loads(docs[0])
-    assert isinstance(out, dict)
-    return out
-
-
 def held(hal: LinuxHal) -> Placement:
     into = Placement.empty(len(hal.vms), hal.topology.cpus)
     hal.read_back(into)
     return into
-
-
-def tick(host: FakeHost, hal: LinuxHal, times: int = 1) -> Reading:
-    reading = Reading.empty(len(hal.vms))
-    for _ in range(times):
-        host.clock.t_ns += TICK_NS
-        hal.sample(reading)
-    return reading
 
 
 def name_of(hal: LinuxHal, row: int) -> str:
@@ -398,13 +383,13 @@ def test_no_write_is_longer_than_the_kernel_takes(tmp_path: Path) -> None:
 
 def test_promises_that_cannot_be_kept_are_taken_back_together(tmp_path: Path) -> None:
     """Fault 14: in whatever order a plan names them, nobody loses ways because a lock was held."""
-    for plan in ([(WAYS, 0, 0b110), (WAYS, 1, 0b111000)], [(WAYS, 1, 0b111000), (WAYS, 0, 0b110)]):
-        host = FakeHost(tmp_path / f"first{plan[0][1]}", isolated=(0, 1), zones=lambda i: 0)
+    for moves in ([(WAYS, 0, 0b110), (WAYS, 1, 0b111000)], [(WAYS, 1, 0b111000), (WAYS, 0, 0b110)]):
+        host = FakeHost(tmp_path / f"first{moves[0][1]}", isolated=(0, 1), zones=lambda i: 0)
         hal = host.open()
         claim(hal)
         assert apply(hal, (WAYS, 0, 0b11110), (WAYS, 1, 0b100000)).failures == []
         host.fake.locked_by_other = True
-        failures = apply(hal, *plan).failures
+        failures = apply(hal, *moves).failures
         assert [f.deferred for f in failures] == [True, True]
         host.fake.locked_by_other = False
         assert held(hal).ways.tolist()[:2] == [0b11110, 0b100000]
@@ -447,6 +432,101 @@ def test_foreign_resets_are_mended(tmp_path: Path) -> None:
     assert host.masks(name_of(hal, 0))[0] == 0b110 and host.masks(name_of(hal, 1))[0] == 0b11000
     assert not host.masks(name_of(hal, 2))[0] & 0b11110
     assert held(hal).ways.tolist() == [0b110, 0b11000, 0, 0]
+    hal.close()
+
+
+def foreign_group(host: FakeHost, name: str, schemata: str, *, exclusive: bool = False) -> None:
+    fd = host.fake.open(host.fake.path, 0)
+    host.fake.mkdir(name, dir_fd=fd)
+    host.fake.put(f"{name}/schemata", schemata)
+    if exclusive:
+        host.fake.put(f"{name}/mode", "exclusive\n")
+    host.fake.close(fd)
+
+
+@pytest.mark.parametrize("theirs", [0b111, 0xF00, 0b110000])
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_ways_of_another_tool_are_planned_around(theirs: int, exclusive: bool, tmp_path: Path) -> None:
+    """Fault 13: what libvirt's cachetune or pqos keeps is nobody's here, wherever on the line it lies."""
+    hardware = dataclasses.replace(INTEL, shareable=0)
+    host = FakeHost(tmp_path, hardware, isolated=(0, 1), zones=lambda i: 0)
+    if exclusive:  # the kernel allows that only where the default group has none of these ways
+        for domain in (0, 1):
+            host.fake.put("schemata", f"L3:{domain}={longest_run(0xFFF & ~theirs):x}\n")
+    foreign_group(host, "qemu-1-guest", f"L3:0={theirs:x};1={theirs:x}\n", exclusive=exclusive)
+    hal = host.open()
+    free = longest_run(0xFFF & ~theirs)
+    first = (free & -free).bit_length() - 1
+    assert (hal.topology.way_bits, hal.topology.ways) == (free.bit_count(), free.bit_count() - 1)
+    claim(hal)
+    assert apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b11000)).failures == []
+    assert held(hal).ways.tolist() == [0b110, 0b11000, 0, 0]
+    assert host.masks(name_of(hal, 0))[0] == 0b110 << first and host.masks(name_of(hal, 1))[0] == 0b11000 << first
+    assert any(f"L3:0={0b110 << first:x}" in line for line in hal.describe(plan((WAYS, 0, 0b110))))
+    tick(host, hal, 20)
+    assert all(mask & theirs == 0 for name in host.groups() - {"qemu-1-guest"} for mask in host.masks(name).values())
+    assert host.masks("qemu-1-guest") == {0: theirs, 1: theirs} and hal.troubles() == ()
+    doc = hal._doc
+    hal._release()
+    again = host.open()
+    again.claim(lambda doc: None, doc)
+    assert held(again).ways.tolist()[:2] == [0b110, 0b11000], "a restart finds what the kernel holds"
+    again.close()
+    assert host.groups() == {"qemu-1-guest"}
+
+
+def test_a_tool_that_comes_later_is_told_of(tmp_path: Path) -> None:
+    """Fault 13: and where others keep all ways, there are none to hand out."""
+    host = FakeHost(tmp_path, isolated=(0,), zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    tick(host, hal, 2)
+    foreign_group(host, "pod", "L3:0=f;1=f\n")
+    tick(host, hal, 2)
+    assert any("'pod' of another tool keeps ways f that are VMs' here" in line for line in hal.troubles())
+    hal.close()
+    host.fake.put("pod/schemata", "L3:0=7fe;1=fff\n")
+    hal = host.open()
+    assert hal.topology.ways == 0
+    assert "groups of other tools keep the ways 7fe" in hal.partitions.offer.why_no_ways  # type: ignore[union-attr]
+    hal.close()
+
+
+@pytest.mark.parametrize("how", ["write", "rmdir"])
+def test_a_tool_that_insists_is_left_the_group_for_a_while(how: str, tmp_path: Path) -> None:
+    """Fault 13: mended eight times within ten seconds, then left alone, twice as long the second time."""
+    host = FakeHost(tmp_path, isolated=(0, 1), zones=lambda i: 0)
+    hal = host.open()
+    claim(hal)
+    apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b11000))
+    name, other = name_of(hal, 0), name_of(hal, 1)
+    fd = host.fake.open(host.fake.path, 0)
+
+    def insist(times: int) -> int:
+        """Change the group whenever it is ours again; return how often."""
+        done = 0
+        for _ in range(times):
+            if how == "write" and host.masks(name)[0] != 0b111110:
+                host.fake.put(f"{name}/schemata", "L3:0=3e\n")
+                done += 1
+            elif how == "rmdir" and name in host.groups():
+                host.fake.rmdir(name, dir_fd=fd)
+                done += 1
+            tick(host, hal)
+        return done
+
+    assert 8 <= insist(150) <= 9
+    assert any(f"keeps changing the resctrl group {name}" in line for line in hal.troubles())
+    failures = apply(hal, (WAYS, 0, 0b10), (WAYS, 1, 0b1100)).failures
+    assert {f.index for f in failures} >= {0}, "its VM has not got what it was given"
+    assert how == "rmdir" or host.masks(other)[0] == 0b1000, "nobody grows into what it may hold"
+    assert 1 <= insist(200) <= 17, "two seconds later it is tried again"
+    assert insist(250) == 0, "and then left alone for four"
+    host.fake.close(fd)
+    tick(host, hal, 800)
+    assert hal.troubles() == () and name in host.groups()
+    assert apply(hal, (WAYS, 0, 0b110), (WAYS, 1, 0b11000)).failures == []
+    assert host.masks(name)[0] == 0b110 and host.masks(other)[0] == 0b11000
     hal.close()
 
 
@@ -688,7 +768,6 @@ def test_the_host_is_confined_only_where_that_was_asked_for(tmp_path: Path) -> N
 def test_dry_runs_and_descriptions_write_nothing(tmp_path: Path) -> None:
     host = FakeHost(tmp_path)
     hal = host.open(read_only=True)
-    from resctrl_host import plan  # only here
 
     lines = hal.describe(plan((WAYS, 0, 0b110), (MEMORY, 0, 3), (WAYS, 1, 0)))
     assert "L3:0=6" in lines[0] and "MB:0=30" in lines[1] and "shared" in lines[2]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from resctrl_host import TICK_NS, FakeHost
+from resctrl_host import FakeHost, claim, tick
 
 from foreshare.envs.hal.linux.claim import adopt
 from foreshare.envs.hal.linux.hal import LinuxHal
@@ -19,7 +19,6 @@ from foreshare.envs.hal.spec import VmSpec
 from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import Isolation, Placement
-from foreshare.policies.reading import Reading
 
 ELSEWHERE = "anon N0=4096 N1=900000000\nfile N0=100 N1=0\n"
 NEARLY = "anon N0=900000000 N1=4096\nfile N0=100 N1=0\n"
@@ -34,14 +33,6 @@ def open_hal(host: FakeHost, **fields: Any) -> LinuxHal:
     return LinuxHal(LinuxSpec(vms=vms, **fields), host.roots, host.clock)
 
 
-def claim(hal: LinuxHal) -> dict[str, Any]:
-    docs: list[str] = []
-    hal.claim(lambda doc: docs.append(json.dumps(doc)))
-    out = json.loads(docs[0])
-    assert isinstance(out, dict)
-    return out
-
-
 def read(host: FakeHost, name: str) -> str:
     return (host.root / "cg" / name).read_text().strip()
 
@@ -50,13 +41,6 @@ def write(host: FakeHost, name: str, text: str) -> None:
     """Write as somebody else would, on the fake kernel's own terms."""
     with (host.root / "cg" / name).open("r+b", 0) as file:
         host.cgroups.pwrite(file.fileno(), text.encode(), 0)
-
-
-def ticks(host: FakeHost, hal: LinuxHal, n: int) -> None:
-    reading = Reading.empty(len(hal.vms))
-    for _ in range(n):
-        host.clock.t_ns += TICK_NS
-        hal.sample(reading)
 
 
 def test_what_a_daemon_reload_resets_is_set_again(tmp_path: Path) -> None:
@@ -73,12 +57,12 @@ def test_what_a_daemon_reload_resets_is_set_again(tmp_path: Path) -> None:
     write(host, "vm2/cpu.weight", "77\n")
     write(host, "vm2/cpu.max", "50000 100000\n")  # as much, but over ten ticks
     assert [read(host, name) for name in files] != ours
-    ticks(host, hal, 3)
+    tick(host, hal, 3)
     hal.read_back(Placement.empty(3, 8))
-    ticks(host, hal, 8)
+    tick(host, hal, 8)
     assert [read(host, name) for name in files] == ours
     write_count = len(host.cgroups.writes)
-    ticks(host, hal, 20)
+    tick(host, hal, 20)
     assert len(host.cgroups.writes) == write_count, "what is right is not written"
     hal.close()
 
@@ -100,7 +84,7 @@ def test_an_isolated_vms_memory_is_bound_once(tmp_path: Path, mode: str, stat: s
     assert len(told) == (mode == "auto" and not bound), told
     if told:
         assert told[0].startswith("VM 'alone': 0.9 GB of its memory are on other nodes than 0")
-    ticks(host, hal, 20)
+    tick(host, hal, 20)
     hal.close()
     assert read(host, "vm0/cpuset.mems") in ("", "0-1"), "threads keep it from being empty: then as its parent"
     assert restore(doc, host.roots).failed == []

@@ -76,6 +76,8 @@ class ScenesConfig:
     """All scenarios of this suite, at every load."""
     drawn_share: float = number(0.0, 1.0, default=0.3)
     """Share of the hosts that are drawn anew each time: hardware, delays, reservations, workloads, load."""
+    resctrl_share: float = number(0.0, 1.0, default=0.0)
+    """Share of the drawn hosts that do what resctrl does: a quarantine for ways, limits in steps and on few classes."""
     load_low: float = number(0.05, 3.0, default=0.4)
     """Drawn hosts, and those of the suite ..."""
     load_high: float = number(0.05, 3.0, default=1.0)

@@ -58,7 +58,9 @@ def scenes(config: ScenesConfig, count: int, seed: int) -> list[Scenario]:
         load = rounded(rng.uniform(config.load_low, config.load_high))
         # A single CPU cannot be shared by many: hosts of at least half as many CPUs as VMs always can.
         cpus = [c for c in (8, 12, 16, 24, 32, 48, 64, 96) if 2 * c >= vms]
-        out.append(draw(int(rng.integers(1 << 40)), load=load, vms=vms, cpus=cpus[rng.integers(len(cpus))]))
+        number, size = int(rng.integers(1 << 40)), cpus[rng.integers(len(cpus))]
+        real = number % 1000 < 1000 * config.resctrl_share  # draws nothing: all else stays as it is without
+        out.append(draw(number, load=load, vms=vms, cpus=size, resctrl=real))
     return out
 
 

@@ -295,14 +295,16 @@ class Writer:
             calls = write_cpus(vm, data, union, self._lists.payload(held.tobytes()))
         except OSError as error:
             # EBUSY: a child that we do not know has some of the CPUs; EACCES: one has more than its parent, since
-            # somebody else wrote it; GONE: one that we know went away. So look at the tree again and grow it first.
+            # somebody else wrote it, or it was elsewhere for want of CPUs; GONE: one that we know went away. So look at
+            # the tree again and grow it first, from what it has.
             if error.errno not in (errno.EBUSY, errno.EACCES) and error.errno not in GONE:
                 raise
             try:
                 vm.reopen_cpuset()
             except HostError as refused:
                 raise OSError(errno.EACCES, str(refused)) from refused
-            calls = 1 + write_cpus(vm, data, union, b"")
+            there = self._lists.row(first_line(os.pread(vm.cpuset[0].fd, 4096, 0)))[0]
+            calls = 2 + write_cpus(vm, data, self._lists.payload((there | new).tobytes()), b"")
         held[:] = new
         return calls
 

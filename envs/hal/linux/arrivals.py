@@ -67,6 +67,8 @@ class Arrivals:
         self._absent = [GONE_TICKS] * len(self.specs)
         """Readings for which each VM has been absent."""
         self._turn = 0
+        self._seen: Found | None = None
+        self._moving: frozenset[int] = frozenset()
         homes = self.found.homes
         for uuid, row in self._rows.items():
             self._home[row] = homes.get(uuid, "")
@@ -79,6 +81,17 @@ class Arrivals:
         """What is known now."""
         return self._watch.found if self._watch is not None else Found()
 
+    @property
+    def moving(self) -> frozenset[int]:
+        """Rows of the VMs that migrate, or are being saved, and are still here."""
+        found = self.found
+        if found is not self._seen:
+            self._seen = found
+            moving = {d.uuid for d in found.domains if d.moving and d.number >= 0}
+            rows = {vm.uuid.lower(): row for row, vm in enumerate(self.specs) if vm.uuid} | self._rows
+            self._moving = frozenset(rows[uuid] for uuid in moving & rows.keys())
+        return self._moving
+
     def troubles(self) -> list[str]:
         """Return a line for each VM that is not managed though it runs, and one where libvirt does not answer."""
         return [self._rowless, *self._closed_to_us.values(), *([t] if (t := self.found.trouble) else ())]
@@ -86,6 +99,10 @@ class Arrivals:
     def home(self, row: int) -> str:
         """Return the cgroup that a VM lives in; "": nowhere."""
         return self._home[row]
+
+    def all_homes(self) -> list[str]:
+        """Return every VM's cgroup; "": nowhere."""
+        return list(self._home)
 
     def follow(
         self, present: list[bool], attach: Callable[[int, str], None], arrived: Callable[[int], None],

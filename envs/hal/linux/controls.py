@@ -8,12 +8,13 @@ Payloads end in a newline, as echo would write them; the kernel strips it.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from foreshare.policies.errors import HostError
 
-from .cgroups import DENIED, GONE, Cgroup, Hierarchies
+from .cgroups import DENIED, GONE, Cgroup, Hierarchies, parse_tids
 from .roots import read_text
 
 NO_LIMIT = -1
@@ -296,6 +297,25 @@ def write_cpus(vm: VmControls, new: bytes, union: bytes, held: bytes) -> int:
             pwrite(knob.fd, new, 0)
             calls += 1
     return calls
+
+
+def gather(vm: VmControls, nodes: Iterable[Cgroup]) -> None:
+    """Put threads of a VM back into its v1 cpuset; ``nodes`` are its cpu cgroups, which they never left.
+
+    A v1 cpuset of which the last CPU goes offline is emptied: the kernel moves its threads to the one above
+    (cgroup_transfer_tasks() in kernel/cgroup/cpuset-v1.c) and never back. Raises OSError.
+    """
+    if not vm.cpuset or vm.cpuset[0].version != 1 or vm.cpu.mount.path == vm.cpuset_tree[0].mount.path:
+        return
+    top = vm.cpuset_tree[0]
+    places = {group.path.removeprefix(top.path): group for group in vm.cpuset_tree}
+    inside = {tid for group in vm.cpuset_tree for tid in parse_tids(group.read("tasks") or b"")}
+    for node in nodes:
+        place = places.get(node.path.removeprefix(vm.cpu.path), top)
+        for tid in parse_tids(node.read("tasks") or b""):
+            if tid not in inside:
+                with suppress(ProcessLookupError):
+                    place.write("tasks", b"%d\n" % tid)
 
 
 def missing_above(vm: VmControls) -> str:

@@ -24,12 +24,13 @@ from .claim import Held, Taken
 from .controls import VmControls
 from .cpu_partitions import CpuPartitions
 from .facts import vm_facts
-from .hotplug import Processors, without_offline
-from .opening import Opener, lease, lease_all, raise_descriptor_limit, refuse_nesting, while_opening
+from .freeze import Still
+from .hotplug import without_offline
+from .opening import Opener, lay_out, lease, lease_all, raise_descriptor_limit, refuse_nesting, while_opening
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
-from .resctrl.offer import Offer, files_of, find_offer, why_unwritable, with_offer
+from .resctrl.offer import Offer, files_of, usable_offer, with_offer
 from .resctrl.partitions import Partitions
 from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
@@ -38,7 +39,6 @@ from .spec import LinuxSpec
 from .stays import tend
 from .telemetry import Sampler
 from .threads import VmThreads, schedstat_works
-from .topology import discover
 from .troubles import troubles_of
 
 
@@ -57,17 +57,14 @@ class LinuxHal:
         self._roots = roots or Roots()
         self._clock: Clock = clock or MonotonicClock()
         self._spec, self._read_only = spec, read_only
-        self._layout = discover(self._roots, cpus=spec.cpus, units_per_cpu=spec.units_per_cpu)
-        self._devices = [device.number(self._roots) for device in spec.io]
-        if len(set(self._devices)) < len(self._devices):
-            raise HostError("the same IO device is configured twice")
-        self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
-        self._processors = Processors(self._roots, self._topology.cpu_id)
-        self._offline: list[str] = []
-        self._taken: list[Taken | None] = []
         self._hierarchies = find_hierarchies(self._roots)
         self._arrivals = Arrivals(spec.vms, spec.discovery, self._roots, self._hierarchies)
         self._specs = self._arrivals.specs
+        self._layout, self._processors, self._devices = lay_out(spec, self._roots, self._hierarchies, self._arrivals)
+        self._topology = self._layout.topology(sum(device.bandwidth_bytes for device in spec.io))
+        self._offline: list[str] = []
+        self._still = Still()
+        self._taken: list[Taken | None] = []
         self._opener = Opener(spec, self._roots, self._hierarchies, self._layout, self._devices, not read_only)
         self._remember: Callable[[Mapping[str, object]], None] | None = None
         self._controls: list[VmControls] = []
@@ -160,6 +157,8 @@ class LinuxHal:
         """Fill ``reading`` in place."""
         self._arrivals.follow(self._sampler.present, self._attach, self._arrived, self._renamed)
         if self._processors.changed():
+            self._replan()
+        if self._still.follow(self._arrivals.moving, self._vms, self._topology, self.read_back):
             self._replan()
         self._sampler.sample(reading)
         self._tend()
@@ -308,6 +307,7 @@ class LinuxHal:
             old.close()
         self._controls[row], self._threads[row] = controls, threads
         self._writer.bind(row)
+        self._processors.allowed.above(cgroup)
         self._sampler.present[row] = False
         if self._claimed:
             apart = self._writer.apart & np.array(self._sampler.present)
@@ -323,9 +323,11 @@ class LinuxHal:
         """Resolve what was asked for on the CPUs that are there."""
         whole = resolve(self._specs, self._whole)
         self._topology, self._vms, self._offline = without_offline(self._whole, whole, self._processors.online)
+        self._offline += self._processors.lines()
+        self._topology, self._vms = self._still.contract(self._topology, self._vms)
 
     def _replan(self) -> None:
-        """Go on without CPUs that went offline, or with those that came back."""
+        """Go on without CPUs that went offline, with those that came back, around VMs that are to be left alone."""
         self._contract()
         if self._claimed:
             self._writer.settle()
@@ -344,22 +346,15 @@ class LinuxHal:
             return
         self.cpu_partitions.tend(self._sampler.present, self._writer.limits.cpus)
         self._turn += 1
-        tend(self._turn, self._writer, self._controls, self._taken, self._sampler.present)
+        tend(self._turn, self._writer, self._controls, self._threads, self._taken, self._sampler.present)
 
     def _offer(self) -> Offer | str:
         """Return what resctrl offers, and give the topology and the VMs' contracts units of it."""
-        spec = self._spec.resctrl
         most = int(np.bincount(self._vms.zone).max()) if len(self._vms) else 0
-        offer = find_offer(self._roots, self._layout, spec, most)
-        if isinstance(offer, Offer) and not offer.ways and not offer.memory_units:
-            offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
-        if isinstance(offer, Offer) and not self._read_only:
-            offer = why_unwritable(self._roots, offer.info.path) or offer
+        offer = usable_offer(self._roots, self._layout, self._spec.resctrl, most, writable=not self._read_only)
         if isinstance(offer, Offer):
             self._topology = with_offer(self._topology, offer)
             self._vms = resolve(self._specs, self._topology)
-        elif spec.use == "require":
-            raise HostError(f"cache ways and memory bandwidth cannot be handed out: {offer}")
         return offer
 
     def _open_partitions(self, offer: Offer) -> None:

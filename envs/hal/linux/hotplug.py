@@ -18,40 +18,54 @@ from foreshare.policies.errors import CapacityError, InputError
 from foreshare.policies.host import CPU, BoolArray, Host, IntArray, Isolation, Pool, Resource, Topology, VmTable
 
 from . import cpulist
+from .allowed import Allowed
 from .roots import Roots
+
+SCATTERED_TICKS = 500
 
 
 class Processors:
-    """Which of the managed CPUs are online."""
+    """Which of the managed CPUs are online, and not other programs' alone."""
 
-    def __init__(self, roots: Roots, cpu_id: IntArray) -> None:
-        self._ids = cpu_id.tolist()
+    def __init__(self, roots: Roots, cpu_id: IntArray, allowed: Allowed) -> None:
+        self._ids, self.allowed = cpu_id.tolist(), allowed
         self.online: BoolArray = np.ones(len(self._ids), bool)
         """(C,); replaced when it changes."""
+        self.kept: frozenset[int] = frozenset()
+        """CPUs that are online and other programs' alone."""
         try:
             self._fd = os.open(f"{roots.sys}/devices/system/cpu/online", os.O_RDONLY | os.O_CLOEXEC)
-            self._text = os.pread(self._fd, 4096, 0)
+            self._texts = os.pread(self._fd, 4096, 0), *allowed.texts()
         except OSError:
             self._fd = -1
 
     def changed(self) -> bool:
-        """Look; return whether a managed CPU went or came. One system call."""
+        """Look; return whether a managed CPU went or came. One system call, and one for each cgroup above VMs."""
         if self._fd < 0:
             return False
         try:
-            text = os.pread(self._fd, 4096, 0)
-            if text == self._text:
+            texts = os.pread(self._fd, 4096, 0), *self.allowed.texts()
+            if texts == self._texts:
                 return False
-            there = cpulist.parse(text.decode("ascii", "replace"))
+            there = cpulist.parse(texts[0].decode("ascii", "replace"))
+            theirs = self.allowed.cpus(texts[1:])
         except (OSError, InputError):
             return False
-        self._text = text
+        self._texts = texts
+        self.kept = there.intersection(self._ids) - (there if theirs is None else theirs)
+        there -= self.kept
         online = np.array([cpu in there for cpu in self._ids], bool)
         same, self.online = bool((online == self.online).all()), online
         return not same
 
+    def lines(self) -> list[str]:
+        """Return a line about CPUs that are kept from us."""
+        who = "are kept by a cpuset of another program: they count as offline"
+        return [f"CPUs {cpulist.form(self.kept)} {who}"] if self.kept else []
+
     def close(self) -> None:
-        """Close the file; closing twice is fine."""
+        """Close the files; closing twice is fine."""
+        self.allowed.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -70,6 +84,8 @@ class Shelter:
         self.some_offline = False
         self.homeless: dict[int, bytes] = {}
         """Their rows, and where they are meanwhile (C booleans; empty: not moved yet)."""
+        self.scattered: dict[int, int] = {}
+        """Rows of VMs that had no CPU left: for so many ticks their threads may yet turn up elsewhere (cgroup v1)."""
 
     def hotplug(self, online: BoolArray, present: list[bool]) -> None:
         """Take note of the managed CPUs (C,) that are online now."""
@@ -77,6 +93,7 @@ class Shelter:
         for row in np.flatnonzero(present).tolist():
             if not (self._cpus[row] & online).any():
                 self.homeless.setdefault(row, b"")
+                self.scattered[row] = SCATTERED_TICKS
             elif self.homeless.pop(row, None) is not None:
                 self._put(row, self._cpus[row].copy())
         self.make_way()

@@ -12,14 +12,37 @@ from foreshare.envs.hal.spec import VmSpec
 from foreshare.policies.errors import HostError
 
 from . import claim, cpulist
+from .allowed import Allowed
+from .arrivals import Arrivals
 from .cgroups import Cgroup, Hierarchies, split_path, threads_file
 from .controls import VmControls, absent_vm, open_vm
+from .hotplug import Processors
 from .roots import Roots
 from .spec import LinuxSpec
 from .threads import AbsentThreads, VmThreads
-from .topology import CpuLayout
+from .topology import CpuLayout, discover
 
 _DESCRIPTORS_PER_VM = 32
+
+
+def lay_out(
+    spec: LinuxSpec, roots: Roots, hierarchies: Hierarchies, arrivals: Arrivals
+) -> tuple[CpuLayout, Processors, list[str]]:
+    """Return the managed CPUs, whoever watches them, and the numbers of the IO devices. Raises HostError, InputError.
+
+    Where that fails, nobody looks for VMs any more.
+    """
+    allowed = Allowed(hierarchies, arrivals.all_homes)
+    try:
+        layout = discover(roots, cpus=allowed.among(spec.cpus), units_per_cpu=spec.units_per_cpu)
+        devices = [device.number(roots) for device in spec.io]
+        if len(set(devices)) < len(devices):
+            raise HostError("the same IO device is configured twice")
+        return layout, Processors(roots, layout.cpu_id, allowed), devices
+    except BaseException:
+        allowed.close()
+        arrivals.close()
+        raise
 
 
 @dataclass(frozen=True, slots=True)

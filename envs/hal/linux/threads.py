@@ -68,6 +68,11 @@ class VmThreads:
         self._links: list[int] = []
         """st_nlink of the cgroups, then of the processes, as of the latest scan; 0: not known."""
 
+    @property
+    def nodes(self) -> tuple[Cgroup, ...]:
+        """The VM's cgroup and all below it, as of the latest scan, open."""
+        return tuple(self._nodes)
+
     def scan(self) -> list[Thread]:
         """Bring the membership up to date; return the threads that are new.
 

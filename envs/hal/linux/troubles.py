@@ -26,7 +26,8 @@ def troubles_of(
     ]
     lines += [f"VM {names[row]!r}: {why}" for row, why in cpusets.why_not.items() if why]
     if partitions is not None:
-        lines += [partitions.trouble, partitions.members.failed]
+        lines += [partitions.trouble, partitions.intruders, partitions.members.failed]
+        lines += partitions.fights.lines([name for name, _ in partitions.named])
     if monitor is not None:
         lines.append(
             f"cache and memory bandwidth are not measured any more: {monitor.failed}" if monitor.failed else ""

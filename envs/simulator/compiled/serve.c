@@ -20,7 +20,7 @@ typedef struct {
 
 /* One host's arrays, (N,) or (N, R). */
 typedef struct {
-    const double *expected, *arrivals, *dice, *mix, *holding, *cold;
+    const double *expected, *arrivals, *dice, *there, *mix, *holding, *cold;
     double *backlog, *served, *served_total, *ways, *need, *used, *demand, *access, *relief;
     double *latest, *latency_sum, *latency_weight;
     double *late, *late_total, *arrived_total, *before;
@@ -60,6 +60,9 @@ static double cpus_left(const model_t *m, const zone_t *z, int64_t i) {
     return z->owned_cpus < there ? there - z->owned_cpus : there;
 }
 
+/* Ways of a VM's zone that anybody may fill: all but those that rest (resting.py). */
+static double ways_there(const model_t *m, const host_t *h, int64_t i) { return h->there ? h->there[i] : m->ways; }
+
 static void serve_host(const model_t *m, const host_t *h, int64_t n, zone_t *zones, int64_t count, double *rates,
                        bool *waits) {
     double io_wanted = 0.0, thread_ticks = 1.0 / m->units_per_cpu;
@@ -75,7 +78,7 @@ static void serve_host(const model_t *m, const host_t *h, int64_t n, zone_t *zon
     for (int64_t i = 0; i < n; i++) { /* what each could be served by itself */
         zone_t *z = zones + m->zone[i];
         const double *held = h->holding + i * R, *cold = h->cold + i * R, *base = m->base + i * R, *mix = h->mix + i * R;
-        double *need = h->need + i * R, own = held[CACHE], pool = larger(m->ways - z->own_ways, m->shared_ways);
+        double *need = h->need + i * R, own = held[CACHE], pool = larger(ways_there(m, h, i) - z->own_ways, m->shared_ways);
         double ways = own <= 0.0 ? (h->access[i] + 1e-12) * (pool / larger(z->crowd, LEAST)) : own - cold[CACHE];
         double none = m->miss[i], all = m->miss[n + i], half = m->miss[2 * n + i], steepness = m->miss[3 * n + i];
         double misses = all + (none - all) / (1.0 + pow(ways / half, steepness));
@@ -150,7 +153,7 @@ static void serve_host(const model_t *m, const host_t *h, int64_t n, zone_t *zon
             h->utilisation[r] += used[r];
         }
         limit[CPU] = smaller(limit[CPU], m->threads[i]);
-        if (held[CACHE] <= 0.0) limit[CACHE] = larger(m->ways - z->own_ways, m->shared_ways);
+        if (held[CACHE] <= 0.0) limit[CACHE] = larger(ways_there(m, h, i) - z->own_ways, m->shared_ways);
         double idle = larger(m->threads[i] - used[CPU], 0.0);
         double waiting = waits[2 * i] ? smaller(after * need[CPU], idle) * thread_ticks : 0.0;
         double held_back = waits[2 * i + 1] ? smaller(after * need[IO], limit[IO]) : 0.0;
@@ -175,7 +178,7 @@ static void serve_host(const model_t *m, const host_t *h, int64_t n, zone_t *zon
     }
 }
 
-enum { CONSTANTS = 12, SETTINGS = 7, STATE = 29 };
+enum { CONSTANTS = 12, SETTINGS = 7, STATE = 30 };
 
 /* serve(constants, settings, zones, hosts, state): tuples of arrays in the order of model_t and host_t (compiled.py). */
 static PyObject *py_serve(PyObject *self, PyObject *const *args, Py_ssize_t got) {
@@ -202,6 +205,9 @@ static PyObject *py_serve(PyObject *self, PyObject *const *args, Py_ssize_t got)
     bool random = PyTuple_GetItem(args[4], k) != Py_None;
     if (random) STATE_IN(dice, n);
     else k++;
+    bool rests = PyTuple_GetItem(args[4], k) != Py_None;
+    if (rests) STATE_IN(there, n);
+    else k++;
     STATE_IN(mix, nr), STATE_IN(holding, nr), STATE_IN(cold, nr), STATE_OUT(backlog, n), STATE_OUT(served, n);
     STATE_OUT(served_total, n), STATE_OUT(ways, n), STATE_OUT(need, nr), STATE_OUT(used, nr), STATE_OUT(demand, nr);
     STATE_OUT(access, n), STATE_OUT(relief, n), STATE_OUT(latest, n), STATE_OUT(latency_sum, n);
@@ -227,6 +233,7 @@ static PyObject *py_serve(PyObject *self, PyObject *const *args, Py_ssize_t got)
             serve_host(&m, &h, n, (zone_t *)memory, zones, rates, (bool *)(rates + n));
             h.expected += n, h.arrivals += n, h.mix += nr, h.holding += nr, h.cold += nr, h.backlog += n, h.served += n;
             if (random) h.dice += n;
+            if (rests) h.there += n;
             h.served_total += n, h.ways += n, h.need += nr, h.used += nr, h.demand += nr, h.access += n, h.relief += n;
             h.latest += n, h.latency_sum += n, h.latency_weight += n, h.late += n, h.late_total += n;
             h.arrived_total += n, h.before += n, h.after += n, h.utilisation += R, h.seen_used += nr, h.seen_low += nr;

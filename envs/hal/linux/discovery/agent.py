@@ -7,6 +7,7 @@ before it ends because libvirt is not there or went away.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from typing import Any
@@ -60,7 +61,8 @@ class Agent:
         for handle, bare in listed:
             if bare is not None and bare.uuid not in self._mute:
                 say({"asking": bare.uuid})
-                now[bare.uuid] = described(bare, handle.xml() or "")
+                moving = bare.number >= 0 and handle.moving()
+                now[bare.uuid] = dataclasses.replace(described(bare, handle.xml() or ""), moving=moving)
             handle.free()
         self._tell(now)
 

@@ -46,7 +46,7 @@ def described(domain: Domain, text: str) -> Domain:
 def to_json(domain: Domain) -> dict[str, Any]:
     """Return JSON values."""
     return {"uuid": domain.uuid, "name": domain.name, "number": domain.number, "vcpus": domain.vcpus,
-            "disks": list(domain.disks), "nics": list(domain.nics)}  # fmt: skip
+            "disks": list(domain.disks), "nics": list(domain.nics), "moving": domain.moving}  # fmt: skip
 
 
 def from_json(data: dict[str, Any]) -> Domain:

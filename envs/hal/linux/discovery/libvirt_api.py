@@ -21,6 +21,12 @@ _UUID_LENGTH = 37  # VIR_UUID_STRING_BUFLEN
 _NO_ID = 0xFFFFFFFF
 _STARTING_UP = (3, 11)
 """VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_STARTING_UP."""
+_MIGRATING = (3, 2)
+"""VIR_DOMAIN_PAUSED with VIR_DOMAIN_PAUSED_MIGRATION."""
+_AT_WORK = (1, 2)
+"""virDomainJobType: bounded and unbounded."""
+_JOB_WORDS = 16
+"""More than virDomainJobInfo has: an int and eleven numbers of 64 bits."""
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "virInitialize": (_INT, ()),
     "virEventRegisterDefaultImpl": (_INT, ()),
@@ -35,6 +41,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "virDomainGetName": (_TEXT, (_POINTER,)),
     "virDomainGetUUIDString": (_INT, (_POINTER, _TEXT)),
     "virDomainGetState": (_INT, (_POINTER, ctypes.POINTER(_INT), ctypes.POINTER(_INT), ctypes.c_uint)),
+    "virDomainGetJobInfo": (_INT, (_POINTER, _POINTER)),
     "virDomainGetXMLDesc": (_POINTER, (_POINTER, ctypes.c_uint)),
     "virDomainFree": (_INT, (_POINTER,)),
     "virGetLastErrorMessage": (_TEXT, ()),
@@ -113,6 +120,15 @@ class Handle:
         state, reason = _INT(), _INT()
         failed = self._lib.virDomainGetState(self._handle, ctypes.byref(state), ctypes.byref(reason), 0) < 0
         return not failed and (state.value, reason.value) == _STARTING_UP
+
+    def moving(self) -> bool:
+        """Return whether a job is at work on it: it migrates, is being saved or dumped."""
+        info = (ctypes.c_ulonglong * _JOB_WORDS)()
+        failed = self._lib.virDomainGetJobInfo(self._handle, ctypes.byref(info)) < 0
+        state, reason = _INT(), _INT()
+        unknown = self._lib.virDomainGetState(self._handle, ctypes.byref(state), ctypes.byref(reason), 0) < 0
+        paused = not unknown and (state.value, reason.value) == _MIGRATING
+        return paused or (not failed and ctypes.cast(info, ctypes.POINTER(_INT))[0] in _AT_WORK)
 
     def xml(self) -> str | None:
         """Return the domain's XML; None where it went away meanwhile."""

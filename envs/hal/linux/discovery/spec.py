@@ -52,6 +52,8 @@ class Domain:
     """Files and devices behind its disks."""
     nics: tuple[str, ...]
     """The host's ends of its network interfaces."""
+    moving: bool = False
+    """It migrates, or is being saved: a job of libvirt's is at work on it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ def _write(parts: Partitions, control: int, row: int, value: int) -> str:
     home = np.flatnonzero(offer.domain_zone == parts.table.zone[row])
     ids = offer.domain_id[home].tolist()
     if control == Control.WAYS:
-        mask = f"{value:x}" if value else "the shared ways"
+        mask = f"{offer.kernel_mask(value):x}" if value else "the shared ways"
         return f"write L3:{_each(ids, [mask] * len(ids))} to resctrl {name}/schemata" if offer.ways else ""
     if not offer.memory_units:
         return ""

@@ -230,7 +230,7 @@ class Monitor:
             share = np.where(state.memory > 0, state.memory, offer.memory_units).astype(float)
             yield MEMORY, m.rate / offer.memory_unit_bytes, share
         if offer.ways and offer.way_bytes:
-            own = np.bitwise_count(state.ways).astype(float)
+            own = np.bitwise_count(state.fillable()).astype(float)
             shared = np.array([mask.bit_count() for mask in state.shared], float)[state.zone]
             count = np.array([(offer.domain_zone == z).sum() for z in range(len(state.shared))], float)
             ways = m.occupancy / (offer.way_bytes * np.maximum(count, 1))[state.zone]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 import os
 from dataclasses import dataclass
 
 import numpy as np
 
+from foreshare.envs.hal.linux.cgroups import GONE
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.topology import CpuLayout
 from foreshare.policies.errors import HostError
@@ -16,7 +19,17 @@ from foreshare.policies.host import IntArray, Resource, Topology
 
 from .files import DIRECTORY, Files, OsFiles, find_mount
 from .groups import group_names
-from .info import MBA_STEP_BYTES, ResctrlInfo, domain_of_cpus, mount_options, read_info, way_bytes
+from .info import (
+    MBA_STEP_BYTES,
+    ResctrlInfo,
+    domain_of_cpus,
+    mount_options,
+    parse_schemata,
+    read_file,
+    read_info,
+    way_bytes,
+)
+from .masks import longest_run
 from .names import PQOS, GroupNames
 from .spec import ResctrlSpec
 
@@ -39,8 +52,12 @@ class Offer:
     """(D,) zone of each; -1: none of the managed CPUs is in it."""
     domain_of_cpu: IntArray
     """(C,) index of the domain that each managed CPU is in; -1: none that was online."""
+    first_way: int
+    """Lowest bit of the ways that are planned with; others are other tools'."""
+    bits: int
+    """How many these are, in a row. Masks are counted from ``first_way`` on, everywhere but in the kernel's files."""
     ways: int
-    """Ways that VMs can own; 0: see ``why_no_ways``."""
+    """Of these, ways that VMs can own; 0: see ``why_no_ways``."""
     shared_ways: int
     way_bytes: float
     """Bytes behind one way of one domain."""
@@ -75,6 +92,16 @@ class Offer:
         units = value * self.split // b.step if b.percent else value
         return max(min(units, self.memory_units), 1)
 
+    def kernel_mask(self, mask: int) -> int:
+        """Return what the kernel calls ``mask``."""
+        return mask << self.first_way
+
+    def our_masks(self, masks: IntArray) -> IntArray:
+        """Return masks as we count them, with the bit above them where the kernel's go beyond; negative ones stay."""
+        inside = (1 << self.bits) - 1
+        beyond = (masks & ~(inside << self.first_way)) != 0
+        return np.where(masks < 0, masks, (masks >> self.first_way & inside) | beyond.astype(np.int64) << self.bits)
+
     @property
     def divides(self) -> bool:
         """Whether limits are amounts (AMD) of which a zone's domains have one each."""
@@ -91,6 +118,23 @@ class Offer:
         return f"{b.step / self.split:g} % MBA"
 
 
+def usable_offer(
+    roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone: int, *, writable: bool
+) -> Offer | str:
+    """Return what :func:`find_offer` does, or why nothing of it can be used.
+
+    ``writable``: it is to be written, not only looked at. Raises HostError where the configuration insists on it.
+    """
+    offer = find_offer(roots, layout, spec, vms_per_zone)
+    if isinstance(offer, Offer) and not offer.ways and not offer.memory_units:
+        offer = f"{offer.why_no_ways}; {offer.why_no_memory}"
+    if isinstance(offer, Offer) and writable:
+        offer = why_unwritable(roots, offer.info.path) or offer
+    if not isinstance(offer, Offer) and spec.use == "require":
+        raise HostError(f"cache ways and memory bandwidth cannot be handed out: {offer}")
+    return offer
+
+
 def find_offer(roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone: int = 0) -> Offer | str:
     """Return what resctrl offers to the managed CPUs, or one sentence that says why nothing.
 
@@ -102,7 +146,7 @@ def find_offer(roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone:
     try:
         path = find_mount(roots, files)
         info = read_info(files, path, mount_options(roots))
-        others = _other_groups(files, path, GroupNames(spec.prefix))
+        others = _other_groups(files, info, GroupNames(spec.prefix))
     except HostError as error:
         return str(error)
     if info.cache is None and info.bandwidth is None:
@@ -110,7 +154,7 @@ def find_offer(roots: Roots, layout: CpuLayout, spec: ResctrlSpec, vms_per_zone:
     groups = info.closids - 1 - len(others)
     if groups < 1:
         return f"all {info.closids - 1} resctrl groups of this host are taken, by {', '.join(sorted(others)[:4])}"
-    return _make(roots, layout, spec, info, groups, vms_per_zone)
+    return _make(roots, layout, spec, info, groups, vms_per_zone, others)
 
 
 def files_of(roots: Roots) -> Files:
@@ -125,22 +169,47 @@ def why_unwritable(roots: Roots, path: str) -> str:
     return f"no permission to write below {path}: run as root"
 
 
-def _other_groups(files: Files, path: str, names: GroupNames) -> set[str]:
+def _other_groups(files: Files, info: ResctrlInfo, names: GroupNames) -> dict[str, int]:
+    """Return the ways that each group of another tool keeps for itself. Raises HostError."""
     try:
-        top = files.open(path, DIRECTORY)
+        top = files.open(info.path, DIRECTORY)
+        try:
+            return foreign_ways(files, top, info, names)
+        finally:
+            files.close(top)
     except OSError as error:
-        raise HostError(f"{path}: {error.strerror}") from error
-    try:
-        # pqos' groups cannot be told from ours where its prefix is used; the claim looks at them again.
-        pqos = names.prefix == PQOS
-        return {n for n in group_names(files, top) if not names.ours(n) and not (pqos and n.startswith(PQOS))}
-    finally:
-        files.close(top)
+        raise HostError(f"{info.path}: {error.strerror}") from error
+
+
+def foreign_ways(files: Files, top: int, info: ResctrlInfo, names: GroupNames) -> dict[str, int]:
+    """Return, for each group that is not ours, a mask of the ways that it keeps for itself in any domain.
+
+    A group with the whole mask, as the kernel makes them, keeps none: 0. Raises OSError, HostError.
+    """
+    # pqos' groups cannot be told from ours where its prefix is used; the claim looks at them again.
+    pqos = names.prefix == PQOS
+    full = (1 << info.cache.bits) - 1 if info.cache is not None else 0
+    out = {}
+    for name in group_names(files, top):
+        if names.ours(name) or (pqos and name.startswith(PQOS)):
+            continue
+        try:
+            values = parse_schemata(read_file(files, top, f"{name}/schemata"))
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            continue  # it was removed since
+        names_here = info.cache.names if info.cache is not None else ()
+        masks = [mask for resource in names_here for mask in values.get(resource, {}).values()]
+        kept = functools.reduce(operator.or_, (mask for mask in masks if mask != full), 0)
+        out[name] = kept
+    return out
 
 
 def _make(
-    roots: Roots, layout: CpuLayout, spec: ResctrlSpec, info: ResctrlInfo, groups: int, vms_per_zone: int
-) -> Offer:
+    roots: Roots, layout: CpuLayout, spec: ResctrlSpec, info: ResctrlInfo, groups: int, vms_per_zone: int,
+    others: dict[str, int],
+) -> Offer:  # fmt: skip
     of_cpu = domain_of_cpus(roots, layout.cpu_id)
     domains = np.array(info.domains, np.int64)
     zone = np.full(len(domains), -1, np.int64)
@@ -158,14 +227,21 @@ def _make(
     elif blind:
         why = f"sysfs does not tell which L3 domain the CPUs of zone {blind[0]} belong to"
     ways, shared, why_ways = 0, 0, why
+    first, bits = 0, info.cache.bits if info.cache is not None else 0
     if info.cache is None:
         why_ways = "resctrl is mounted, but has no L3 allocation"
     elif not why:
         shared = max(spec.shared_ways, info.cache.min_bits)
-        ways = _ownable(info.cache.bits, shared, info.cache.shareable)
+        taken = functools.reduce(operator.or_, others.values(), 0)
+        free = longest_run(((1 << bits) - 1) & ~taken)
+        first, left = max((free & -free).bit_length() - 1, 0), free.bit_count()
+        ways = _ownable(left, shared, info.cache.shareable >> first & ((1 << left) - 1))
         if groups < 2 or ways < info.cache.min_bits:
-            ways, shared = 0, 0
-            why_ways = f"only {groups} resctrl group and {info.cache.bits} ways are left: nothing to divide"
+            ways, shared, first = 0, 0, 0
+            theirs = f"; groups of other tools keep the ways {taken:x}" if taken else ""
+            why_ways = f"only {groups} resctrl groups and {left} ways are left: nothing to divide{theirs}"
+        else:
+            bits = left
     b = info.bandwidth
     why_memory = why or (b.why_not if b is not None else "resctrl is mounted, but has no memory bandwidth allocation")
     units, split, unit_bytes = 0, 1, 0.0
@@ -181,7 +257,7 @@ def _make(
     return Offer(
         info=info, groups=groups, domain_id=domains, domain_zone=zone,
         domain_of_cpu=np.array([index.get(of_cpu.get(c, -1), -1) for c in layout.cpu_id.tolist()], np.int64),
-        ways=ways, shared_ways=shared,
+        first_way=first, bits=bits, ways=ways, shared_ways=shared,
         way_bytes=way_bytes(roots, int(layout.cpu_id[0]), info.cache.bits) if info.cache else 0.0,
         memory_units=units, split=split, memory_unit_bytes=unit_bytes, why_no_ways=why_ways, why_no_memory=why_memory,
     )  # fmt: skip
@@ -212,6 +288,6 @@ def with_offer(topology: Topology, offer: Offer) -> Topology:
     if not offer.ways or cache is None:
         return dataclasses.replace(topology, pools=tuple(pools))
     return dataclasses.replace(
-        topology, pools=tuple(pools), ways=offer.ways, way_bits=cache.bits, shared_ways=offer.shared_ways,
+        topology, pools=tuple(pools), ways=offer.ways, way_bits=offer.bits, shared_ways=offer.shared_ways,
         min_ways=cache.min_bits, max_classes=offer.groups,
     )  # fmt: skip

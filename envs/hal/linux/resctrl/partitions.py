@@ -20,6 +20,7 @@ from foreshare.policies.errors import HostError
 from foreshare.policies.host import IntArray, Placement, Resource, VmTable
 
 from .classes import regroup
+from .fights import Fights
 from .files import Files
 from .groups import Group, Tree, packed
 from .members import Members
@@ -51,12 +52,13 @@ class Partitions:
         self.members = Members(self.tree, threads, table.uuid)
         self.groups: list[Group | None] = [None] * len(self.named)
         """Open groups; None: not made yet, or lost."""
+        self.fights = Fights(len(self.named))
         self.claimed = False
         self.dirty = False
         self.noted: list[tuple[str, bytes]] | None = None
         """Where calls on schemata files are noted for the floor measurement; an empty payload is a read."""
-        self.trouble = ""
-        """The latest refusal, in words."""
+        self.trouble = self.intruders = ""
+        """The latest refusal, in words; and other tools' groups that came later and fill ways of VMs."""
         self._refusals: dict[int, tuple[int, str]] = {}
         """Groups that refused a write in the latest :meth:`reconcile`: errno and words."""
         self.classes = np.array([s for s, (_, row) in enumerate(self.named) if row < 0], np.int64)
@@ -164,7 +166,7 @@ class Partitions:
         """Keep the default group out of the ways that VMs can own. Raises OSError."""
         domains = self.tree.root_values().get(self._cache_names[0].decode(), {}) if self._cache_names else {}
         if domains and self.offer.ways:
-            values = ";".join(f"{d}={self.state.base:x}" for d in domains)
+            values = ";".join(f"{d}={self.offer.kernel_mask(self.state.base):x}" for d in domains)
             self.tree.write_root(b"".join(b"%s:%s\n" % (n, values.encode()) for n in self._cache_names))
 
     def close(self) -> None:
@@ -176,8 +178,6 @@ class Partitions:
                 group.close()
                 self.groups[s] = None
         self.tree.close()
-
-    # planned writes
 
     def apply(self, plan: Plan, present: list[bool], deadline_ns: int, receipt: Receipt, *, moved: bool) -> None:
         """Carry out the writes to ways and memory among the first ``receipt.done`` of ``plan``.
@@ -285,8 +285,9 @@ class Partitions:
 
     def _differing(self, mask: IntArray, mb: IntArray) -> list[int]:
         state = self.state
-        differs = ((state.held_mask != mask) | (state.held_mb != mb)) & state.live
-        return [s for s in np.flatnonzero(differs.any(axis=1)).tolist() if self.groups[s] is not None]
+        differs = (((state.held_mask != mask) | (state.held_mb != mb)) & state.live).any(axis=1)
+        ours = [group is not None and not self.fights.left_alone(s) for s, group in enumerate(self.groups)]
+        return np.flatnonzero(differs & np.array(ours, bool)).tolist()
 
     def _write(self, s: int, mask: IntArray, mb: IntArray) -> bool:
         """Write the changed domains of one group, in one call where it fits; return whether the kernel took it."""
@@ -294,16 +295,16 @@ class Partitions:
         if group is None:
             return False
         lines: list[bytes] = []
-        for names, new, held, form in (
-            (self._cache_names, mask, state.held_mask[s], "%d=%x"), ([b"MB"], mb, state.held_mb[s], "%d=%d")
-        ):  # fmt: skip
+        for names, new, held, form, shift in (
+            (self._cache_names, mask, state.held_mask[s], "%d=%x", self.offer.first_way),
+            ([b"MB"], mb, state.held_mb[s], "%d=%d", 0),
+        ):
             at = np.flatnonzero((new != held) & state.live)
             if names == [b"MB"] and not self.offer.memory_units:
                 continue
             for some in (at[k : k + MOST_DOMAINS] for k in range(0, len(at), MOST_DOMAINS)):
-                values = ";".join(
-                    form % pair for pair in zip(self.offer.domain_id[some].tolist(), new[some].tolist(), strict=True)
-                )
+                pairs = zip(self.offer.domain_id[some].tolist(), (new[some] << shift).tolist(), strict=True)
+                values = ";".join(form % pair for pair in pairs)
                 lines += [b"%s:%s\n" % (name, values.encode()) for name in names]
         for data in packed(lines):
             if self.noted is not None:
@@ -357,9 +358,9 @@ class Partitions:
         ids = self.offer.domain_id.tolist()
         state.live[:] = [d in cache for d in ids]
         plain = self.offer.kernel_value(0)
-        masks = np.array(
-            [cache.get(d, UNKNOWN) for d in ids] if self._cache_names else [state.full] * len(ids), np.int64
-        )
+        masks = np.full(len(ids), state.full)
+        if self._cache_names:
+            masks = self.offer.our_masks(np.array([cache.get(d, UNKNOWN) for d in ids], np.int64))
         bandwidth = np.array([mb.get(d, UNKNOWN) if self.offer.memory_units else plain for d in ids], np.int64)
         same = bool((state.held_mask[s] == masks).all() and (state.held_mb[s] == bandwidth).all())
         state.held_mask[s], state.held_mb[s] = masks, bandwidth

@@ -29,7 +29,7 @@ class State:
         self._apart = table.isolation != 0
         self._quarantine_ns = quarantine_ns
         cache = offer.info.cache
-        self.full = (1 << cache.bits) - 1 if cache is not None else 0
+        self.full = (1 << offer.bits) - 1
         self.min_bits = cache.min_bits if cache is not None else 1
         self.base = (1 << max(offer.shared_ways, self.min_bits)) - 1 if offer.ways else self.full
         """Ways that nobody ever owns: always a legal mask."""
@@ -114,11 +114,17 @@ class State:
         for s in np.flatnonzero(alone >= 0).tolist():
             row = int(alone[s])
             masks[s] = self.base
-            masks[s, zones == self.zone[row]] = self._own_mask(row, s)
+            masks[s, zones == self.zone[row]] = self._own_mask(row)
         values = self.bandwidth.values(self.memory, self.group, self.here, self.groups, self.live)
         return masks, values, alone
 
-    def _own_mask(self, row: int, group: int) -> int:
+    def fillable(self) -> IntArray:
+        """Return (N,) masks of what owners may fill of their ways now; 0: they have none of their own."""
+        if not self.resting:
+            return self.ways
+        return np.array([self._own_mask(row) if mine else 0 for row, mine in enumerate(self.ways.tolist())], np.int64)
+
+    def _own_mask(self, row: int) -> int:
         """Return what an owner may fill now: its ways without those that rest after somebody else."""
         zone, mine = int(self.zone[row]), int(self.ways[row])
         rest = 0

@@ -21,6 +21,7 @@ from .files import explain
 from .groups import Tree
 from .members import Members
 from .monitor import Monitor
+from .offer import foreign_ways
 from .partitions import PATIENCE_NS, Partitions
 from .state import GROW_NS
 
@@ -70,10 +71,10 @@ class Upkeep:
             self._absent(present, now)
             if (self._down or self._tick % MOUNT_TICKS == 0) and not self._mounted(now):
                 return
-            self._look()
+            self._look(now)
             self._mend(now)
             self._classes(now)
-            if parts.state.expire(now) or now >= self._grow_ns:
+            if parts.fights.over(now) or parts.state.expire(now) or now >= self._grow_ns:
                 self._grow_ns = now + GROW_NS
                 parts.dirty = True
             if parts.dirty:
@@ -109,22 +110,42 @@ class Upkeep:
                 state.forget(row, now)
                 self._parts.dirty = True
 
-    def _look(self) -> None:
+    def _look(self, now: int) -> None:
         parts = self._parts
         online = os.pread(self._online_fd, 4096, 0) if self._online_fd >= 0 else b""
         links = parts.tree.links()
         every = range(len(parts.groups))
         if online == self._online and links == self._links:
             every = range(self._tick % len(parts.groups), self._tick % len(parts.groups) + 1)
+        plugged = online != self._online
+        if links != self._links:
+            self._intruders()
         self._online, self._links = online, links
         for s in every:
             if parts.groups[s] is not None and not parts.look(s):
                 self.repairs += 1
+                if not plugged:
+                    parts.fights.changed(s, now)
+
+    def _intruders(self) -> None:
+        """Look whether another tool has a group now that fills what is planned with here."""
+        parts = self._parts
+        offer = parts.offer
+        planned = offer.kernel_mask((1 << offer.bits) - 1) if offer.ways else 0
+        found = foreign_ways(parts.files, parts.tree.top, offer.info, parts.names)
+        parts.intruders = "; ".join(
+            f"the resctrl group {name!r} of another tool keeps ways {kept & planned:x} that are VMs' here: a new start"
+            " plans without them"
+            for name, kept in sorted(found.items()) if kept & planned
+        )  # fmt: skip
 
     def _mend(self, now: int) -> None:
         """Make lost groups again: values first, then the threads."""
         parts = self._parts
-        lost = [s for s, g in enumerate(parts.groups) if g is None and now >= self._retry_ns[s]]
+        lost = [
+            s for s, g in enumerate(parts.groups)
+            if g is None and now >= self._retry_ns[s] and not parts.fights.left_alone(s)
+        ]  # fmt: skip
         if not lost:
             return
         made = []
