@@ -31,6 +31,12 @@ INLINE void follow_climate(float *c, int64_t size, float value, float five, floa
     c[SPREAD * size] += 0.2F * (begun ? fabsf(off) - c[SPREAD * size] : 0.0F);
     c[HEIGHT * size] += 0.2F * (begun ? value - c[HEIGHT * size] : 0.0F);
     c[SINCE * size] = burst ? 0.0F : below(since + 1.0F, 3000.0F);
+    bool active = value > above(0.3F * slow, 0.01F);
+    float on = c[ON * size], off = c[OFF * size];
+    c[LATEST_OFF * size] = active && off > 0.0F ? off : c[LATEST_OFF * size];
+    c[LATEST_ON * size] = !active && on > 0.0F ? on : c[LATEST_ON * size];
+    c[ON * size] = active ? below(on + 1.0F, 3000.0F) : 0.0F;
+    c[OFF * size] = active ? 0.0F : below(off + 1.0F, 3000.0F);
 }
 
 /* History._begin() for one series: its first value is its whole past. */
@@ -133,6 +139,17 @@ CLONES static void features(const history_t *h, int64_t s, int n, row_t *x) {
     }
     for (int q = 0; q < 4; q++)
         for (int j = 0; j < n; j++) x[ROOTS + 3 + q][j] = below(sqrtf(c[(QUANTILES + q) * size + j] * per[j]), 20.0F);
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < n; j++) x[RUNS + i][j] = sqrtf(c[(ON + i) * size + j]) * 0.1F;
+    static const int OF_PARTNER[4 + SHOWN] = {RUNS, RUNS + 1, RUNS + 2, RUNS + 3, LAGS - 1, PLAIN + 1, LAGS, LAGS + 2};
+    for (int i = 0; i < 4 + SHOWN; i++) {
+        const float *from = x[OF_PARTNER[i]];
+        float *to = x[PARTNER + i];
+        for (int j = 0; j < BLOCK; j += KINDS) {
+            for (int kind = 0; kind < KINDS; kind++) to[j + kind] = from[j + CPU];
+            to[j + CPU] = from[j + IO];
+        }
+    }
 }
 
 /* A hidden layer: what is below 0 is 0, and a unit that is always 1 comes last. */

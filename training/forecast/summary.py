@@ -44,7 +44,26 @@ def summarise(done: Backtest) -> dict[str, Any]:
             str(u): {h.name: _shares(done, k, references, uuid == u) for k, h in enumerate(HORIZONS)}
             for u in np.unique(uuid)
         }
+    if "mixture" in names:
+        out["coverage_by_vm"] = {u: {h.name: _coverage(done, k, u) for k, h in enumerate(HORIZONS)} for u in _vms(done)}
+        worst = [abs(row["q90"] - LEVELS[1]) for rows in out["coverage_by_vm"].values() for row in rows.values()
+                 if row["ticks"] >= LONG_TICKS]  # fmt: skip
+        out["coverage_by_vm_worst"] = round(max(worst), 4) if worst else None
     return out
+
+
+def _vms(done: Backtest) -> list[str]:
+    return sorted({s.uuid for s in done.series})
+
+
+def _coverage(done: Backtest, k: int, uuid: str) -> dict[str, Any]:
+    """Return the uncensored ticks of a VM, over all its resources and sessions, and the share that the mixture covers."""
+    chosen = np.array([s.uuid == uuid for s in done.series])
+    _, _, covered, uncensored = done.table("mixture", k)
+    sure = chosen & (uncensored > 0)
+    ticks = int(uncensored[sure].sum())
+    shares = (covered[sure] * uncensored[sure, None]).sum(axis=0) / max(ticks, 1)
+    return {"ticks": ticks} | {key: round(float(shares[q]), 4) for q, key in enumerate(_KEYS)}
 
 
 def _row(done: Backtest, name: str, k: int) -> dict[str, Any]:
