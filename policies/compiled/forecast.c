@@ -32,11 +32,11 @@ INLINE void follow_climate(float *c, int64_t size, float value, float five, floa
     c[HEIGHT * size] += 0.2F * (begun ? value - c[HEIGHT * size] : 0.0F);
     c[SINCE * size] = burst ? 0.0F : below(since + 1.0F, 3000.0F);
     bool active = value > above(0.3F * slow, 0.01F);
-    float on = c[ON * size], off = c[OFF * size];
-    c[LATEST_OFF * size] = active && off > 0.0F ? off : c[LATEST_OFF * size];
+    float on = c[ON * size], idle = c[OFF * size];
+    c[LATEST_OFF * size] = active && idle > 0.0F ? idle : c[LATEST_OFF * size];
     c[LATEST_ON * size] = !active && on > 0.0F ? on : c[LATEST_ON * size];
     c[ON * size] = active ? below(on + 1.0F, 3000.0F) : 0.0F;
-    c[OFF * size] = active ? 0.0F : below(off + 1.0F, 3000.0F);
+    c[OFF * size] = active ? 0.0F : below(idle + 1.0F, 3000.0F);
 }
 
 /* History._begin() for one series: its first value is its whole past. */

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foreshare.policies.host import CPU, IO, R, IntArray
+from foreshare.policies.host import CPU, IO, IntArray, R
 
 from .climate import MEAN, PEAK, QUANTILES, RHYTHM, RUNS, rhythm
 from .history import WINDOW, Float32Array, History

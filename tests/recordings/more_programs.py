@@ -36,6 +36,7 @@ def _written(path: Path, data: bytes, mode: str = "ab") -> None:
 
 def serve_git(rng: random.Random, end: float, folder: Path) -> None:
     """Somebody's day in a repository: edits, commits, a search, branches, now and then a garbage collection."""
+
     def git(*words: str) -> None:
         subprocess.run(
             ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(folder), *words],
@@ -57,6 +58,12 @@ def serve_git(rng: random.Random, end: float, folder: Path) -> None:
         _pause(end, rng.expovariate(1.0 / rng.choice([0.2, 1.0, 2.5])))
 
 
+_REPORTS = (
+    "sort -n {0}", "sort -k2 {0} | uniq -c", "awk '{{s[$2]+=$1}} END {{for(k in s) print k,s[k]}}' {0}",
+    "sort -S 256k {0} > {0}.out; sync {0}.out",
+)  # fmt: skip
+
+
 def serve_sort(rng: random.Random, end: float, folder: Path) -> None:
     """Reports over text files as shells make them: cut, sort, count, with temporary files of their own."""
     environment = {**os.environ, "LC_ALL": "C", "TMPDIR": str(folder)}
@@ -65,8 +72,7 @@ def serve_sort(rng: random.Random, end: float, folder: Path) -> None:
         rows = rng.choice([3000, 20000, 90000])
         source.write_text("".join(f"{rng.randrange(10**7)} {rng.randrange(999)}\n" for _ in range(rows)))
         for _ in range(rng.choice([1, 2, 6])):
-            how = rng.choice(["sort -n {0}", "sort -k2 {0} | uniq -c", "awk '{{s[$2]+=$1}} END {{for(k in s) print k,s[k]}}' {0}",
-                              "sort -S 256k {0} > {0}.out; sync {0}.out"])  # fmt: skip
+            how = rng.choice(_REPORTS)
             subprocess.run(["sh", "-c", how.format(source)], check=False, env=environment, stdout=subprocess.DEVNULL)
             _pause(end, rng.expovariate(1.0 / rng.choice([0.05, 0.3, 1.0])))
 
@@ -91,7 +97,9 @@ def serve_seal(rng: random.Random, end: float, folder: Path) -> None:
     while time.monotonic() < end:
         source.write_bytes(rng.randbytes(rng.choice([1, 4, 16]) << 20))
         for _ in range(rng.choice([1, 2, 8])):
-            how = rng.choice([["dgst", "-sha512"], ["dgst", "-md5"], ["enc", "-aes-256-cbc", "-pbkdf2", "-k", "x", "-in"]])
+            how = rng.choice(
+                [["dgst", "-sha512"], ["dgst", "-md5"], ["enc", "-aes-256-cbc", "-pbkdf2", "-k", "x", "-in"]]
+            )
             subprocess.run(
                 ["openssl", *how, str(source)], check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
@@ -183,10 +191,12 @@ const fs = require('fs'); let seed = SEED;
 const rnd = () => { seed = (seed * 1103515245 + 12345) % 2147483648; return seed / 2147483648; };
 const exp = m => -m * Math.log(1 - rnd());
 let think = 40, size = 200, kept = [];
-setInterval(() => { think = [10, 40, 150, 600][Math.floor(rnd() * 4)]; size = [50, 200, 1500][Math.floor(rnd() * 3)]; }, 6000);
+const pick = of => of[Math.floor(rnd() * of.length)];
+setInterval(() => { think = pick([10, 40, 150, 600]); size = pick([50, 200, 1500]); }, 6000);
 setInterval(() => { const f = fs.openSync('FOLDER/cache.json', 'w'); fs.writeSync(f, JSON.stringify(kept.slice(-50)));
   fs.fsyncSync(f); fs.closeSync(f); }, 1500);
-const serve = () => { const rows = []; for (let i = 0; i < size; i++) rows.push({ id: i, name: 'n' + rnd(), tags: [rnd(), rnd()] });
+const row = i => ({ id: i, name: 'n' + rnd(), tags: [rnd(), rnd()] });
+const serve = () => { const rows = []; for (let i = 0; i < size; i++) rows.push(row(i));
   const back = JSON.parse(JSON.stringify(rows)); back.sort((a, b) => a.name < b.name ? -1 : 1); kept.push(back[0]);
   setTimeout(serve, exp(think)); };
 for (let i = 0; i < 3; i++) serve();
@@ -213,7 +223,9 @@ def serve_simulate(rng: random.Random, end: float, folder: Path) -> None:
             if time.monotonic() > end:
                 return
             for _ in range(3):
-                grid[1:-1, 1:-1] += 0.1 * (grid[:-2, 1:-1] + grid[2:, 1:-1] + grid[1:-1, :-2] + grid[1:-1, 2:] - 4 * grid[1:-1, 1:-1])
+                grid[1:-1, 1:-1] += 0.1 * (
+                    grid[:-2, 1:-1] + grid[2:, 1:-1] + grid[1:-1, :-2] + grid[1:-1, 2:] - 4 * grid[1:-1, 1:-1]
+                )
             _pause(end, idle)
             if step % every == every - 1:
                 _written(folder / "snapshot", grid.tobytes(), "wb")

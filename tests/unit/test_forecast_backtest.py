@@ -163,6 +163,19 @@ def test_an_lstm_is_fitted(session: Session) -> None:
     assert arrays["u"].shape == (16, 4) and scores["validation_loss"] > 0
 
 
+@pytest.mark.timeout(240)
+def test_actors_fit_the_same_lstm(session: Session) -> None:
+    from foreshare.training.forecast.fit import fit_lstm
+
+    two = [session, dataclasses.replace(session, name="another", uuid=tuple(f"x{u}" for u in session.uuid))]
+    options = FitOptions(hidden=4, epochs=1, batch=192)
+    here, scores = fit_lstm(two, options)
+    there, others = fit_lstm(two, dataclasses.replace(options, workers=2))
+    assert others["samples"] == scores["samples"]
+    assert others["validation_loss"] == pytest.approx(scores["validation_loss"], rel=0.05)
+    assert there["u"].shape == here["u"].shape
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -57,7 +57,7 @@ def _vms(done: Backtest) -> list[str]:
 
 
 def _coverage(done: Backtest, k: int, uuid: str) -> dict[str, Any]:
-    """Return the uncensored ticks of a VM, over all its resources and sessions, and the share that the mixture covers."""
+    """Return a VM's uncensored ticks, over all its resources and sessions, and the shares that the mixture covers."""
     chosen = np.array([s.uuid == uuid for s in done.series])
     _, _, covered, uncensored = done.table("mixture", k)
     sure = chosen & (uncensored > 0)
