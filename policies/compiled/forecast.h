@@ -15,7 +15,7 @@ enum { LAGS = 20, BLOCKS = 8, PLAIN = LAGS + BLOCKS, ONE = PLAIN + 2, AGE, KIND,
        SCALE = RHYTHM + 7, RUNS, PARTNER = RUNS + 4, SHOWN = 4, FEATURES = PARTNER + 4 + SHOWN };
 enum { LEVEL_EDGES = 5, TREND_EDGES = 3, IDLE_EDGES = 9, BUSY_EDGES = 5 };
 enum { TABLES = 3, IDLE = (LEVEL_EDGES + 1) * (TREND_EDGES + 1), BUSY = IDLE + IDLE_EDGES + 1,
-       CELLS = BUSY + (BUSY_EDGES + 1) * (LEVEL_EDGES + 1), VISITS = 2 * LEVELS, ENTRY = 8, REMEMBERED = 11 };
+       CELLS = BUSY + (BUSY_EDGES + 1) * (LEVEL_EDGES + 1), VISITS = LEVELS, ENTRY = 8, REMEMBERED = 11 };
 enum { MOST_MEMBERS = 5, MOST_HIDDEN = 128 };
 enum { STRIDE = 2, LSTM_INPUTS = 2 * STRIDE + 2 }; /* lstm.py */
 
@@ -62,6 +62,9 @@ void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_
 void learn_cells(mixture_t *m, int k, int64_t s, int n, const float *truth, const float *judged, const float *loose);
 
 void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out);
+
+/* expect.c: reads what the next push() and mix() will, so that it is in the caches then. */
+void expect(const history_t *h, const mixture_t *m);
 
 typedef struct {
     int64_t size;

@@ -138,6 +138,11 @@ class Mixture:
         self._correct(out)
         self._keep(out)
 
+    def touch(self, history: History) -> None:
+        """Read what the next tick's push and step will: it is in the caches then."""
+        if kernel.compiled is not None and self._fits:
+            kernel.compiled.expect(history.held, history.newest_row, self._hold(), self._count)
+
     def _hold(self) -> object:
         """Return the arrays as compiled/forecast_module.c holds them."""
         if self._held is None and kernel.compiled is not None:

@@ -37,8 +37,9 @@ CELLS = (
 )  # fmt: skip
 FIRST = (0, CELLS[0], CELLS[0] + CELLS[1])
 """The first cell of each table."""
-VISITS, ENTRY = 2 * Q, 8
-"""A cell has for each horizon Q quantiles, Q mean excesses, the visits, and one number unused."""
+VISITS, ENTRY = Q, 8
+EXCESS = slice(Q + 1, 2 * Q + 1)
+"""A cell has for each horizon Q quantiles, the visits, Q mean excesses, and one number unused."""
 EXCESS_GAIN, MOST_EXCESS_GAIN = 0.05, 0.5
 INVERSE = (2.0, 10.0, 100.0)
 """1 / (1 - level)."""
@@ -107,7 +108,7 @@ class Situations:
             if new.any():
                 fallback = recent - was[0] if i == 0 else np.broadcast_to(climate, recent.shape)
                 found[:, :, :Q] = np.where(new[:, :, None], fallback.transpose(2, 0, 1), found[:, :, :Q])
-                found[:, :, Q:VISITS] = np.where(new[:, :, None], start.T[:, :, None], found[:, :, Q:VISITS])
+                found[:, :, EXCESS] = np.where(new[:, :, None], start.T[:, :, None], found[:, :, EXCESS])
                 self.cells[self._series, at] = found
             out[i] = found[:, :, :Q].transpose(1, 2, 0)
         out[0] += was[0]
@@ -120,7 +121,7 @@ class Situations:
             at = was[1 + i].astype(np.int64)
             base = was[0] if i == 0 else np.zeros_like(was[0])
             cell = self.cells[self._series, at, k]
-            q, excess, visits = cell[:, :Q], cell[:, Q:VISITS], cell[:, VISITS]
+            q, visits, excess = cell[:, :Q], cell[:, VISITS], cell[:, EXCESS]
             over = (truth - base)[:, None] - q
             above = over > 0.0
             counts = judged[:, None] * np.where(above, np.float32(1.0), (np.float32(1.0) - loose)[:, None])
