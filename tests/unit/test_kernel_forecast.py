@@ -53,6 +53,7 @@ def test_both_forms_say_the_same(hidden: tuple[int, int] | None, vms: int) -> No
             kernel.compiled = compiled
             history.push(demand, waiting, censored, gap=gap)
             mixture.step(history, out)
+            mixture.touch(history)  # reads only
         ours, theirs = pair
         np.testing.assert_allclose(ours[2], theirs[2], rtol=2e-3, atol=2e-3, err_msg=f"tick {t}")
         for name in ("seen", "clean", "loose", "age"):
@@ -66,6 +67,7 @@ def test_both_forms_say_the_same(hidden: tuple[int, int] | None, vms: int) -> No
 def test_an_empty_host_has_an_answer() -> None:
     history, mixture, out = History(0), Mixture(0, None), np.zeros((K, Q, 0), np.float32)
     for _ in range(20):
+        mixture.touch(history)
         history.push(np.zeros(0), np.zeros(0), np.zeros(0, bool))
         mixture.step(history, out)
 
