@@ -230,7 +230,6 @@ CLONES static void learn(const history_t *h, mixture_t *m, const mixture_options
             factor[j] = above(below(now, 5.0F), (float)(1.0 / 5.0));
         }
     }
-    learn_cells(m, k, s, n, truth, judged, loose);
 }
 
 /* Mixture._notice_steps() */
@@ -270,8 +269,10 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
     for (int64_t s = 0; s < series; s += BLOCK) {
         int n = series - s < BLOCK ? (int)(series - s) : BLOCK;
         look(h, m, s, n);
-        fetch_cells(m, now, s, n);
+        fetch_cells(m, s, n);
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
+        for (int k = 0; k < HORIZONS; k++)
+            if (m->count > (int64_t)AHEAD[k]) learn_cells(h, m, k, s, n);
         for (int j = 0; j < n; j++) m->stepped[s + j] *= 0.8F;
         if (m->count % 2) notice_steps(h, m, s, n);
         predict(h, m, s, n, x, each);

@@ -1,7 +1,7 @@
 """The mixture: every series weighs simple forecasts and a network by how well each did lately, quantile by quantile.
 
 **Members.** The mean of five ticks with an offset that tracks its errors; what followed in the same situation, seen in
-three ways (:mod:`~.situations`); the network where there are weights.
+four ways (:mod:`~.situations`); the network where there are weights.
 
 **Weights.** For each series, horizon and quantile, ``w_m <- w_m (1 - eta g (q_m - q) / L)`` with g the slope of the
 pinball loss at what the mixture had said, q, and L its usual loss: a step of Prod on the linearised loss, by which the
@@ -17,8 +17,8 @@ data do (Gibbs and Candès 2021, NeurIPS; Angelopoulos, Candès and Tibshirani 2
 **Steps.** Where three ticks in a row lie beyond anything that the last 200 had (STEP_DEVIATIONS), what was learnt may
 be of another phase: the newest ticks answer for as long as that is so, and hand back within some ticks.
 
-What was censored is a lower bound: it is judged by the part of the pinball loss that it proves. One horizon learns in
-a tick, in turns: the cost of a tick is bounded, and at 10 ms each learns 33 times a second.
+What was censored is a lower bound: it is judged by the part of the pinball loss that it proves. The weights of one
+horizon learn in a tick, in turns: the cost of a tick is bounded, and at 10 ms each learns 33 times a second.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ STEP_SHARE = 0.1
 _STEP = (3, 203)
 _PER_STEP = 1.0 / (_STEP[1] - _STEP[0])
 MOST_FACTOR = 5.0
-MOST_MEMBERS, MOST_COMPILED = 5, 128
+MOST_MEMBERS, MOST_COMPILED = 6, 128
 """Of compiled/forecast.h: members, and units in a hidden layer of a network that it runs."""
 _LEVEL = np.array(LEVELS, np.float32)[:, None]
 _TINY = np.float32(1e-6)
@@ -63,9 +63,9 @@ class MixtureOptions:
     share: float = 0.0003
     """What is shared out anew each time."""
     prior: tuple[tuple[float, float, float], ...] = (
-        (0.1, 0.1, 0.05), (0.2, 0.25, 0.08), (0.1, 0.3, 0.05), (0.1, 0.1, 0.8), (0.5, 0.25, 0.02),
+        (0.1, 0.1, 0.05), (0.2, 0.25, 0.08), (0.1, 0.3, 0.05), (0.1, 0.1, 0.8), (0.1, 0.1, 0.1), (0.5, 0.25, 0.02),
     )  # fmt: skip
-    """By member the weight that it starts with at each level; without a network the others' sum is made 1."""
+    """By member the weight that it starts with at each level, in parts of their sum."""
     offset_rate: tuple[float, float, float] = (0.05, 0.1, 0.3)
     """Step of the members' offsets at each level, in usual errors."""
     factor_rate: tuple[float, float, float] = (0.0, 0.004, 0.01)
@@ -129,6 +129,7 @@ class Mixture:
             return
         history.truth(self._truth)
         self._learn(history, self._count % K)
+        self._situations.learn(history, self._count, self._truth)
         self._stepped *= np.float32(FADING)
         if self._count % 2:
             self._notice_steps(history)
@@ -229,7 +230,6 @@ class Mixture:
         # Down only from above 0: what is cut off there must not wind up.
         over = (past[0] > 0.0) | (miss[0] > 0.0)
         self._offset[k] += recent * over * self._offset_rate * error
-        self._situations.learn(k, self._count, truth, judged, bound)
         factor = self.factor[k]
         factor *= slope * self._factor_rate * (past[m] >= f(FLOOR)) + _ONE  # an idle VM says nothing
         np.minimum(factor, f(MOST_FACTOR), out=factor)

@@ -1,15 +1,15 @@
 """Quantiles by situation: what followed, for each series, whenever it was as it is now.
 
-A **situation** is a cell of a table: how long ago the series was last above 0, how busy its VM's CPUs are, how its
-level compares with what is usual. A program does not have to be known for that: a checkpoint after the CPUs went quiet,
+A **situation** is a cell of a table: how long ago the series was last above 0, how busy its VM's CPUs are and for how
+long, how its level compares with what is usual. A program does not have to be known for that: a checkpoint after the CPUs went quiet,
 a log synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles of what came after
 it by stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above ``q`` and the gain
 ``g = 1 / ((1 - level) (n + n0))`` of n visits, the optimal one where tails are exponential (Robbins and Monro 1951,
 Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes, whose noise does
 not grow with the level as it does at one rate for all.
 
-Three tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle** and **busy** have quantiles
-themselves. A cell that was never judged says what its fallback says.
+Four tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle**, **busy** and **runs** (of the
+CPUs, for these of the IO: :mod:`~.climate`) have quantiles themselves. All horizons learn in every tick. A cell that was never judged says what its fallback says.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy as np
 
 from foreshare.policies.host import CPU, IntArray, R
 
-from .climate import PEAK, QUANTILES
+from .climate import OFF, ON, PEAK, QUANTILES
+from .features import partners
 from .history import AHEAD, FLOOR, HORIZONS, WINDOW, Float32Array, History, K, Q, carry_series, spread
 
-TABLES = ("smooth", "idle", "busy")
+TABLES = ("smooth", "idle", "busy", "runs")
 SMOOTH_GAIN = 0.1
 MOST_IDLE = 500.0
 LEVEL_EDGES = (0.03, 0.1, 0.3, 0.6, 1.0)
@@ -32,10 +33,15 @@ IDLE_EDGES = (1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 90.0, 110.0, 150.0)
 """Ticks since the series was last above FLOOR, for the idle table."""
 BUSY_EDGES = (3.0, 8.0, 20.0, 60.0, 110.0)
 """The same for the busy one."""
+RUN_EDGES = (3.0, 8.0, 20.0, 60.0)
+"""Ticks that the partner's run has lasted."""
+SHORT_EDGES = (3.0, 20.0, 110.0)
+"""Of the ticks since the series was last above FLOOR, for the table of runs."""
 CELLS = (
-    (len(LEVEL_EDGES) + 1) * (len(TREND_EDGES) + 1), len(IDLE_EDGES) + 1, (len(BUSY_EDGES) + 1) * (len(LEVEL_EDGES) + 1)
+    (len(LEVEL_EDGES) + 1) * (len(TREND_EDGES) + 1), len(IDLE_EDGES) + 1, (len(BUSY_EDGES) + 1) * (len(LEVEL_EDGES) + 1),
+    2 * (len(RUN_EDGES) + 1) * (len(SHORT_EDGES) + 1),
 )  # fmt: skip
-FIRST = (0, CELLS[0], CELLS[0] + CELLS[1])
+FIRST = (0, CELLS[0], CELLS[0] + CELLS[1], CELLS[0] + CELLS[1] + CELLS[2])
 """The first cell of each table."""
 VISITS, ENTRY = Q, 8
 EXCESS = slice(Q + 1, 2 * Q + 1)
@@ -64,12 +70,13 @@ class Situations:
         """(2, S) the EWMA, units, and the ticks since the series was last above FLOOR."""
         self.now[1] = MOST_IDLE
         self.rows: Float32Array = np.zeros((SLOTS, 1 + len(TABLES), spread(size)), np.float32)
-        """(SLOTS, 4, at least S) the EWMA and the cells of the latest ticks."""
+        """(SLOTS, 5, at least S) the EWMA and the cells of the latest ticks."""
         self._series = np.arange(size)
+        self._partner = partners(size)
 
     @property
     def was(self) -> Float32Array:
-        """(SLOTS, 4, S) a view."""
+        """(SLOTS, 5, S) a view."""
         return self.rows[..., : len(self._series)]
 
     def look(self, history: History, tick: int) -> None:
@@ -89,6 +96,9 @@ class Situations:
         was[1] = own * (len(TREND_EDGES) + 1) + trend
         was[2] = FIRST[1] + _bin(idle, IDLE_EDGES)
         was[3] = FIRST[2] + _bin(idle, BUSY_EDGES) * (len(LEVEL_EDGES) + 1) + cpu
+        on, off = history.climate[ON], history.climate[OFF]
+        run = np.where(on > 0.0, _bin(on, RUN_EDGES), _bin(off, RUN_EDGES) + np.float32(len(RUN_EDGES) + 1))
+        was[4] = FIRST[3] + run[self._partner] * (len(SHORT_EDGES) + 1) + _bin(idle, SHORT_EDGES)
 
     def answer(
         self, history: History, tick: int, error: Float32Array, recent: Float32Array, climate: Float32Array,
@@ -114,8 +124,14 @@ class Situations:
         out[0] += was[0]
         np.maximum(out, np.float32(0.0), out=out)
 
-    def learn(self, k: int, tick: int, truth: Float32Array, judged: Float32Array, loose: Float32Array) -> None:
-        """Take in what the newest tick tells of horizon ``k``; all (S,), ``judged`` and ``loose`` 1 or 0."""
+    def learn(self, history: History, tick: int, truth: Float32Array) -> None:
+        """Take in what the newest tick tells of all horizons; ``truth`` (K, S)."""
+        for k, h in enumerate(HORIZONS):
+            if tick > h.ahead:
+                judged, loose = history.judged(h), history.lower_bound(h)
+                self._learn(k, tick, truth[k], judged.astype(np.float32), loose.astype(np.float32))
+
+    def _learn(self, k: int, tick: int, truth: Float32Array, judged: Float32Array, loose: Float32Array) -> None:
         was = self.was[(tick - HORIZONS[k].ahead) % SLOTS]
         for i in range(len(TABLES)):
             at = was[1 + i].astype(np.int64)

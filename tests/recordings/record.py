@@ -47,6 +47,13 @@ FITTING: dict[str, tuple[int, tuple[str, ...], float]] = {
     "fit3-log-backup": (13, ("log", "backup"), 120),
 }
 """The same of programs that are fitted to only, and not kept here."""
+AFRESH: dict[str, tuple[int, tuple[str, ...], float]] = {
+    "seed4-redis-sqlite-http": (4, ("redis", "sqlite", "http"), 300),
+    "seed4-train-compress-compile-stamps": (4, ("train", "compress", "compile", "stamps"), 300),
+    "seed5-redis-train-compile": (5, ("redis", "train", "compile"), 300),
+    "seed5-sqlite-http-compress-stamps": (5, ("sqlite", "http", "compress", "stamps"), 300),
+}
+"""The programs of SESSIONS once more, by which nothing was chosen; not kept here either."""
 
 
 def uuid_of(program: str) -> str:
@@ -91,7 +98,7 @@ def main() -> int:
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     for name in a.sessions:
-        seed, programs, seconds = (SESSIONS | FITTING)[name]
+        seed, programs, seconds = (SESSIONS | FITTING | AFRESH)[name]
         record(name, seed, programs, seconds * a.share, a.out, a.device)
     return 0
 
