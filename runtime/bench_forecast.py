@@ -3,8 +3,8 @@
 A call takes in one tick of every series and answers all horizons and levels; the history that the models share is
 counted with each of them, and ``floor`` is that history and one addition. Demand moves in every tick, nothing is
 missing, all models see the same. A gap is that of the loop: sleep, and before the next tick a rehearsal with a double
-(:mod:`~.rehearsal`), then a look at what the tick will read (``kernel.touch()``). ``slept_p50`` is without the rehearsal, when caches are cold and the CPU has just woken up;
-``warm_p50`` without any gap.
+(:mod:`~.rehearsal`), then a look at what the mixture will read (``kernel.touch()``). ``slept_p50`` is without the
+rehearsal, when caches are cold and the CPU has just woken up; ``warm_p50`` without any gap.
 """
 
 from __future__ import annotations

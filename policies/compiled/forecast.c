@@ -152,6 +152,15 @@ CLONES static void features(const history_t *h, int64_t s, int n, row_t *x) {
     }
 }
 
+void show(const history_t *h, float *out) {
+    _Alignas(64) row_t x[FEATURES] = {{0.0F}};
+    for (int64_t s = 0; s < h->series; s += BLOCK) {
+        int n = h->series - s < BLOCK ? (int)(h->series - s) : BLOCK;
+        features(h, s, n, x);
+        for (int i = 0; i < FEATURES; i++) memcpy(out + i * h->series + s, x[i], sizeof(float) * (size_t)n);
+    }
+}
+
 /* A hidden layer: what is below 0 is 0, and a unit that is always 1 comes last. */
 CLONES static void hidden(const float *w, int rows, int cols, const row_t *x, row_t *out) {
     dense(w, rows, cols, (const lanes_t *)x, (lanes_t *)out);

@@ -63,6 +63,9 @@ void learn_cells(const history_t *h, mixture_t *m, int k, int64_t s, int n);
 
 void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out);
 
+/* FeatureMaker.make() into (FEATURES, S). */
+void show(const history_t *h, float *out);
+
 /* expect.c: reads what the next push() and mix() will, so that it is in the caches then. */
 void expect(const history_t *h, const mixture_t *m);
 

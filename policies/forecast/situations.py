@@ -1,15 +1,16 @@
 """Quantiles by situation: what followed, for each series, whenever it was as it is now.
 
 A **situation** is a cell of a table: how long ago the series was last above 0, how busy its VM's CPUs are and for how
-long, how its level compares with what is usual. A program does not have to be known for that: a checkpoint after the CPUs went quiet,
-a log synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles of what came after
-it by stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above ``q`` and the gain
-``g = 1 / ((1 - level) (n + n0))`` of n visits, the optimal one where tails are exponential (Robbins and Monro 1951,
-Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes, whose noise does
-not grow with the level as it does at one rate for all.
+long, how its level compares with what is usual. A program does not have to be known for that: a checkpoint after the
+CPUs went quiet, a log synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles
+of what came after it by stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above
+``q`` and the gain ``g = 1 / ((1 - level) (n + n0))`` of n visits, the optimal one where tails are exponential (Robbins
+and Monro 1951, Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes,
+whose noise does not grow with the level as it does at one rate for all.
 
 Four tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle**, **busy** and **runs** (of the
-CPUs, for these of the IO: :mod:`~.climate`) have quantiles themselves. All horizons learn in every tick. A cell that was never judged says what its fallback says.
+CPUs, for these of the IO: :mod:`~.climate`) have quantiles themselves. All horizons learn in every tick. A cell that
+was never judged says what its fallback says.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ RUN_EDGES = (3.0, 8.0, 20.0, 60.0)
 SHORT_EDGES = (3.0, 20.0, 110.0)
 """Of the ticks since the series was last above FLOOR, for the table of runs."""
 CELLS = (
-    (len(LEVEL_EDGES) + 1) * (len(TREND_EDGES) + 1), len(IDLE_EDGES) + 1, (len(BUSY_EDGES) + 1) * (len(LEVEL_EDGES) + 1),
+    (len(LEVEL_EDGES) + 1) * (len(TREND_EDGES) + 1),
+    len(IDLE_EDGES) + 1,
+    (len(BUSY_EDGES) + 1) * (len(LEVEL_EDGES) + 1),
     2 * (len(RUN_EDGES) + 1) * (len(SHORT_EDGES) + 1),
-)  # fmt: skip
+)
 FIRST = (0, CELLS[0], CELLS[0] + CELLS[1], CELLS[0] + CELLS[1] + CELLS[2])
 """The first cell of each table."""
 VISITS, ENTRY = Q, 8

@@ -15,7 +15,7 @@ from foreshare.policies.forecast.network import QuantileNetwork
 
 from .backtest import Backtest, BacktestOptions, run_backtest
 from .dataset import Session
-from .fit import FitOptions, fit_network
+from .fit import FitOptions, collect, fit_network
 
 
 def groups_of(sessions: Sequence[Session], count: int) -> list[tuple[str, ...]]:
@@ -34,11 +34,12 @@ def run_apart(
 
     Raises InputError where there are fewer VMs than groups, or a group leaves nothing to fit to.
     """
+    collected = {s: collect(s, options.split) for s in (*sessions, *also)}
     out = Backtest(options, call_us={name: [] for name in options.models})
     for group in groups_of(sessions, count):
         progress("without " + ", ".join(u[:8] for u in group))
         others = [s for s in (*sessions, *also) if not set(s.uuid) <= set(group)]
-        arrays, _ = fit_network(others, replace(fit, split=options.split, without=group), progress)
+        arrays, _ = fit_network(others, replace(fit, split=options.split, without=group), progress, collected)
         judged = [s for s in sessions if set(s.uuid) & set(group)]
         part = run_backtest(judged, replace(options, only=group), Fitted(network=QuantileNetwork(arrays)), progress)
         out.series += part.series

@@ -8,8 +8,8 @@ Econometrics 32(1)).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from foreshare.policies.errors import InputError
 from foreshare.policies.forecast.features import REACH, F, FeatureMaker
 from foreshare.policies.forecast.history import LEVELS, Float32Array, K, Q
-from foreshare.policies.host import BoolArray
+from foreshare.policies.host import BoolArray, R
 
 from .dataset import Session, active_series, truths
 
@@ -68,6 +68,8 @@ class Samples:
     """(M,) the scale at the time over the series' usual one: losses then count in the series' own units."""
     late: BoolArray
     """(M,) of the validation part."""
+    vm: npt.NDArray[np.int64]
+    """(M,) whose they are, as a row of its session."""
 
 
 def collect(session: Session, split: float, without: tuple[str, ...] = ()) -> Samples:
@@ -88,18 +90,31 @@ def collect(session: Session, split: float, without: tuple[str, ...] = ()) -> Sa
     return Samples(
         x=x[at, :, s], y=truth.value[at, :, s] / scale[at, s][:, None], bound=truth.bound[at, :, s],
         weight=np.minimum(scale[at, s] / np.maximum(usual[s], 1e-6), MOST_WEIGHT).astype(np.float32),
-        late=at >= end * (1.0 - VALIDATION),
+        late=at >= end * (1.0 - VALIDATION), vm=s // R,
     )  # fmt: skip
 
 
+def _of_others(samples: Samples, session: Session, without: tuple[str, ...]) -> Samples:
+    """Return the samples of VMs whose UUIDs begin with none of ``without``."""
+    kept = np.array([not (without and u.startswith(without)) for u in session.uuid])[samples.vm]
+    return Samples(**{f.name: getattr(samples, f.name)[kept] for f in fields(Samples)})
+
+
 def fit_network(
-    sessions: Sequence[Session], options: FitOptions, progress: Callable[[str], None] = lambda text: None
-) -> tuple[Arrays, dict[str, float]]:
-    """Return the weights of a quantile network and its scores. Raises InputError without anything to learn from."""
+    sessions: Sequence[Session], options: FitOptions, progress: Callable[[str], None] = lambda text: None,
+    collected: Mapping[Session, Samples] | None = None,
+) -> tuple[Arrays, dict[str, float]]:  # fmt: skip
+    """Return the weights of a quantile network and its scores. Raises InputError without anything to learn from.
+
+    ``collected``: by session what :func:`collect` returned of it for all its VMs.
+    """
     import torch
     from torch import nn
 
-    parts = [collect(s, options.split, options.without) for s in sessions]
+    if collected is None:
+        parts = [collect(s, options.split, options.without) for s in sessions]
+    else:
+        parts = [_of_others(collected[s], s, options.without) for s in sessions]
     joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("x", "y", "bound", "weight", "late")}
     rng = np.random.default_rng(options.seed)
     early, late = np.flatnonzero(~joined["late"]), np.flatnonzero(joined["late"])
