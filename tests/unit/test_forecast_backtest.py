@@ -116,6 +116,10 @@ def test_a_backtest_has_the_promised_keys(session: Session) -> None:
     assert result["series"] >= 1 and result["programs"] == 1 and result["censored_share"] == 0.0
     assert set(result["gain"]["50"]) == set(result["gain_by_vm"][session.uuid[0]]["50"]) == {"q50", "q90", "q99"}
     assert set(result["gain_by_resource"]) == set(result["resources"])
+    covered = result["coverage_by_vm"][session.uuid[0]]["50"]
+    assert set(covered) == {"all", *result["resources"]} and result["coverage_by_vm_worst"] is None  # so few ticks
+    assert covered["all"]["ticks"] == sum(covered[r]["ticks"] for r in result["resources"])
+    assert covered["cpu"]["q50"] < covered["cpu"]["q90"] < covered["cpu"]["q99"] <= 1.0
     assert result["models"]["mixture"]["50"]["pinball_q90"] < result["models"]["last"]["50"]["pinball_q90"]
 
 

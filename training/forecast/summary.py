@@ -45,25 +45,30 @@ def summarise(done: Backtest) -> dict[str, Any]:
             for u in np.unique(uuid)
         }
     if "mixture" in names:
-        out["coverage_by_vm"] = {u: {h.name: _coverage(done, k, u) for k, h in enumerate(HORIZONS)} for u in _vms(done)}
-        worst = [abs(row["q90"] - LEVELS[1]) for rows in out["coverage_by_vm"].values() for row in rows.values()
-                 if row["ticks"] >= LONG_TICKS]  # fmt: skip
+        vms = sorted({x.uuid for x in done.series})
+        out["coverage_by_vm"] = {u: {h.name: _coverage(done, k, u) for k, h in enumerate(HORIZONS)} for u in vms}
+        rows = [row for horizons in out["coverage_by_vm"].values() for of in horizons.values() for row in of.values()]
+        worst = [abs(row["q90"] - LEVELS[1]) for row in rows if row["ticks"] >= LONG_TICKS]
         out["coverage_by_vm_worst"] = round(max(worst), 4) if worst else None
     return out
 
 
-def _vms(done: Backtest) -> list[str]:
-    return sorted({s.uuid for s in done.series})
+def _coverage(done: Backtest, k: int, uuid: str) -> dict[str, dict[str, Any]]:
+    """Return a VM's uncensored ticks and the shares that the mixture covers: of all its resources, and of each.
 
-
-def _coverage(done: Backtest, k: int, uuid: str) -> dict[str, Any]:
-    """Return a VM's uncensored ticks, over all its resources and sessions, and the shares that the mixture covers."""
-    chosen = np.array([s.uuid == uuid for s in done.series])
+    Ticks of all its sessions count.
+    """
+    whose = np.array([s.uuid == uuid for s in done.series])
+    resource = np.array([s.resource for s in done.series])
     _, _, covered, uncensored = done.table("mixture", k)
-    sure = chosen & (uncensored > 0)
-    ticks = int(uncensored[sure].sum())
-    shares = (covered[sure] * uncensored[sure, None]).sum(axis=0) / max(ticks, 1)
-    return {"ticks": ticks} | {key: round(float(shares[q]), 4) for q, key in enumerate(_KEYS)}
+    rows: dict[str, dict[str, Any]] = {}
+    for name, chosen in {"all": whose} | {RESOURCES[r]: whose & (resource == r) for r in np.unique(resource)}.items():
+        sure = chosen & (uncensored > 0)
+        ticks = int(uncensored[sure].sum())
+        if ticks:
+            shares = (covered[sure] * uncensored[sure, None]).sum(axis=0) / ticks
+            rows[name] = {"ticks": ticks} | {key: round(float(shares[q]), 4) for q, key in enumerate(_KEYS)}
+    return rows
 
 
 def _row(done: Backtest, name: str, k: int) -> dict[str, Any]:
