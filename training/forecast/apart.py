@@ -40,8 +40,8 @@ def run_apart(
         progress("without " + ", ".join(u[:8] for u in group))
         others = [s for s in (*sessions, *also) if not set(s.uuid) <= set(group)]
         arrays, _ = fit_network(others, replace(fit, split=options.split, without=group), progress, collected)
-        judged = [s for s in sessions if set(s.uuid) & set(group)]
-        part = run_backtest(judged, replace(options, only=group), Fitted(network=QuantileNetwork(arrays)), progress)
+        judged = [s.only(group) for s in sessions if set(s.uuid) & set(group)]
+        part = run_backtest(judged, options, Fitted(network=QuantileNetwork(arrays)), progress)
         out.series += part.series
         out.fans += part.fans
         for name, took in part.call_us.items():
