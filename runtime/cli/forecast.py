@@ -122,7 +122,8 @@ def _backtest(args: argparse.Namespace) -> int:
         from foreshare.training.forecast.fit import FitOptions
 
         also = load_sessions(args.also) if args.also else []
-        done = run_apart(sessions, args.apart, options, FitOptions(epochs=10), also, _tell)
+        fit = FitOptions(epochs=6, most_samples=150_000)  # more does not judge better
+        done = run_apart(sessions, args.apart, options, fit, also, _tell)
     result = summarise(done)
     if args.report is not None:
         from foreshare.runtime.forecast_report import render

@@ -51,7 +51,7 @@ AFRESH: dict[str, tuple[int, tuple[str, ...], float]] = {
     "seed4-redis-sqlite-http": (4, ("redis", "sqlite", "http"), 300),
     "seed4-train-compress-compile-stamps": (4, ("train", "compress", "compile", "stamps"), 300),
     "seed5-redis-train-compile": (5, ("redis", "train", "compile"), 300),
-    "seed5-sqlite-http-compress-stamps": (5, ("sqlite", "http", "compress", "stamps"), 300),
+    "seed5-sqlite-http-compress-stamps": (5, ("sqlite", "http", "compress", "stamps"), 100),
 }
 """The programs of SESSIONS once more, by which nothing was chosen; not kept here either."""
 
