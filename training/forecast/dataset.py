@@ -52,11 +52,11 @@ class Session:
 
     def only(self, uuids: Collection[str]) -> Session:
         """Return the recording of these of its VMs alone."""
-        here = np.array([u in uuids for u in self.uuid])
-        columns = np.repeat(here, R)
+        columns = np.flatnonzero(np.repeat([u in uuids for u in self.uuid], R))
         return replace(
             self, uuid=tuple(u for u in self.uuid if u in uuids), capacity=self.capacity[columns],
-            demand=self.demand[:, columns], waiting=self.waiting[:, columns], censored=self.censored[:, columns],
+            demand=self.demand.take(columns, axis=1), waiting=self.waiting.take(columns, axis=1),
+            censored=self.censored.take(columns, axis=1),
         )  # fmt: skip
 
     def replay(self, start: int = 0, end: int | None = None) -> Iterator[History]:

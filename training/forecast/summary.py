@@ -62,11 +62,13 @@ def _coverage(done: Backtest, k: int, uuid: str) -> dict[str, dict[str, Any]]:
     resource = np.array([s.resource for s in done.series])
     _, _, covered, uncensored = done.table("mixture", k)
     rows: dict[str, dict[str, Any]] = {}
-    for name, chosen in {"all": whose} | {RESOURCES[r]: whose & (resource == r) for r in np.unique(resource)}.items():
+    for r in (None, *np.unique(resource).tolist()):
+        chosen = whose if r is None else whose & (resource == r)
         sure = chosen & (uncensored > 0)
         ticks = int(uncensored[sure].sum())
         if ticks:
             shares = (covered[sure] * uncensored[sure, None]).sum(axis=0) / ticks
+            name = "all" if r is None else RESOURCES[r]
             rows[name] = {"ticks": ticks} | {key: round(float(shares[q]), 4) for q, key in enumerate(_KEYS)}
     return rows
 
