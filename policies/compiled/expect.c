@@ -46,13 +46,13 @@ void expect(const history_t *h, const mixture_t *m) {
         if (due % HORIZONS == i) read_all(m->past[i] + due / HORIZONS % m->slots[i] * (int64_t)kept / 4, kept);
     }
     read_all(m->was + count % REMEMBERED * (1 + TABLES) * size, (1 + TABLES) * row);
-    for (int i = -1; i < HORIZONS; i++) { /* where most will be again, and what the horizons learn */
-        const float *at = m->was + (count + REMEMBERED - (i < 0 ? 1 : AHEAD[i])) % REMEMBERED * (1 + TABLES) * size;
-        for (int table = 1; table <= TABLES; table++)
-            for (int64_t s = 0; s < h->series; s++) {
-                const float *cell = m->cells + (s * CELLS + (int64_t)at[table * size + s]) * HORIZONS * ENTRY;
-                read_all(cell + (i < 0 ? 0 : i * ENTRY), (i < 0 ? HORIZONS : 1) * ENTRY * 4);
-                read_all(cell + HORIZONS * ENTRY - 1, 4);
-            }
-    }
+    const float *now = m->was + m->count % REMEMBERED * (1 + TABLES) * size; /* where most will be again */
+    const float *past = m->was + (count + REMEMBERED - AHEAD[k]) % REMEMBERED * (1 + TABLES) * size;
+    for (int i = 1; i <= TABLES; i++)
+        for (int64_t s = 0; s < h->series; s++) {
+            const float *cells = m->cells + s * CELLS * HORIZONS * ENTRY;
+            read_all(cells + (int64_t)now[i * size + s] * HORIZONS * ENTRY, HORIZONS * ENTRY * 4);
+            read_all(cells + (int64_t)now[i * size + s] * HORIZONS * ENTRY + HORIZONS * ENTRY - 1, 4);
+            read_all(cells + ((int64_t)past[i * size + s] * HORIZONS + k) * ENTRY, 4);
+        }
 }

@@ -278,10 +278,11 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
     for (int64_t s = 0; s < series; s += BLOCK) {
         int n = series - s < BLOCK ? (int)(series - s) : BLOCK;
         look(h, m, s, n);
-        fetch_cells(m, s, n);
-        if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
-        for (int k = 0; k < HORIZONS; k++)
-            if (m->count > (int64_t)AHEAD[k]) learn_cells(h, m, k, s, n);
+        fetch_cells(m, now, s, n);
+        if (m->count > (int64_t)AHEAD[now] + HORIZONS) {
+            learn(h, m, o, now, s, n);
+            learn_cells(h, m, now, s, n);
+        }
         for (int j = 0; j < n; j++) m->stepped[s + j] *= 0.8F;
         if (m->count % 2) notice_steps(h, m, s, n);
         predict(h, m, s, n, x, each);

@@ -57,7 +57,7 @@ typedef struct {
 
 /* situations.c, for ``n`` series from ``s`` on: Situations.look(), .answer() into (TABLES * K * Q, BLOCK), .learn() */
 void look(const history_t *h, mixture_t *m, int64_t s, int n);
-void fetch_cells(const mixture_t *m, int64_t s, int n);
+void fetch_cells(const mixture_t *m, int k, int64_t s, int n);
 void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each);
 void learn_cells(const history_t *h, mixture_t *m, int k, int64_t s, int n);
 

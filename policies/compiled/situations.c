@@ -44,20 +44,17 @@ CLONES void look(const history_t *h, mixture_t *m, int64_t s, int n) {
 }
 
 /* The cells that a tick reads and those that it learns are scattered: they are fetched while other things are done. */
-void fetch_cells(const mixture_t *m, int64_t s, int n) {
-    for (int k = -1; k < HORIZONS; k++) {
-        int back = k < 0 ? 0 : AHEAD[k];
-        const float *at = m->was + (m->count + REMEMBERED - back) % REMEMBERED * (1 + TABLES) * m->size + s;
-        for (int i = 1; i <= TABLES; i++)
-            for (int j = 0; j < n; j++) {
-                const float *cell = m->cells + ((s + j) * CELLS + (int64_t)at[i * m->size + j]) * HORIZONS * ENTRY;
-                if (k < 0) {
-                    __builtin_prefetch(cell, 1);
-                    __builtin_prefetch(cell + HORIZONS * ENTRY - 1, 1);
-                } else
-                    __builtin_prefetch(cell + k * ENTRY, 1);
-            }
-    }
+void fetch_cells(const mixture_t *m, int k, int64_t s, int n) {
+    const float *now = m->was + m->count % REMEMBERED * (1 + TABLES) * m->size + s;
+    const float *past = m->was + (m->count + REMEMBERED - AHEAD[k]) % REMEMBERED * (1 + TABLES) * m->size + s;
+    for (int i = 1; i <= TABLES; i++)
+        for (int j = 0; j < n; j++) {
+            const float *cells = m->cells + (s + j) * CELLS * HORIZONS * ENTRY;
+            const float *read = cells + (int64_t)now[i * m->size + j] * HORIZONS * ENTRY;
+            __builtin_prefetch(cells + ((int64_t)past[i * m->size + j] * HORIZONS + k) * ENTRY, 1);
+            __builtin_prefetch(read, 1);
+            __builtin_prefetch(read + HORIZONS * ENTRY - 1, 1);
+        }
 }
 
 /* A number for each level, one over: a cell is two of these, its quantiles with the visits and its mean excesses. */

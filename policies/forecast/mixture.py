@@ -17,8 +17,8 @@ data do (Gibbs and Candès 2021, NeurIPS; Angelopoulos, Candès and Tibshirani 2
 **Steps.** Where three ticks in a row lie beyond anything that the last 200 had (STEP_DEVIATIONS), what was learnt may
 be of another phase: the newest ticks answer for as long as that is so, and hand back within some ticks.
 
-What was censored is a lower bound: it is judged by the part of the pinball loss that it proves. The weights of one
-horizon learn in a tick, in turns: the cost of a tick is bounded, and at 10 ms each learns 33 times a second.
+What was censored is a lower bound: it is judged by the part of the pinball loss that it proves. One horizon learns in
+a tick, in turns: the cost of a tick is bounded, and at 10 ms each learns 33 times a second.
 """
 
 from __future__ import annotations
@@ -129,7 +129,6 @@ class Mixture:
             return
         history.truth(self._truth)
         self._learn(history, self._count % K)
-        self._situations.learn(history, self._count, self._truth)
         self._stepped *= np.float32(FADING)
         if self._count % 2:
             self._notice_steps(history)
@@ -230,6 +229,7 @@ class Mixture:
         # Down only from above 0: what is cut off there must not wind up.
         over = (past[0] > 0.0) | (miss[0] > 0.0)
         self._offset[k] += recent * over * self._offset_rate * error
+        self._situations.learn(k, self._count, truth, judged, bound)
         factor = self.factor[k]
         factor *= slope * self._factor_rate * (past[m] >= f(FLOOR)) + _ONE  # an idle VM says nothing
         np.minimum(factor, f(MOST_FACTOR), out=factor)

@@ -9,8 +9,8 @@ and Monro 1951, Annals of Mathematical Statistics 22(3)), down to that of MOST_V
 whose noise does not grow with the level as it does at one rate for all.
 
 Four tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle**, **busy** and **runs** (of the
-CPUs, for these of the IO: :mod:`~.climate`) have quantiles themselves. All horizons learn in every tick. A cell that
-was never judged says what its fallback says.
+CPUs, for these of the IO: :mod:`~.climate`) have quantiles themselves. A cell that was never judged says what
+its fallback says.
 """
 
 from __future__ import annotations
@@ -127,14 +127,8 @@ class Situations:
         out[0] += was[0]
         np.maximum(out, np.float32(0.0), out=out)
 
-    def learn(self, history: History, tick: int, truth: Float32Array) -> None:
-        """Take in what the newest tick tells of all horizons; ``truth`` (K, S)."""
-        for k, h in enumerate(HORIZONS):
-            if tick > h.ahead:
-                judged, loose = history.judged(h), history.lower_bound(h)
-                self._learn(k, tick, truth[k], judged.astype(np.float32), loose.astype(np.float32))
-
-    def _learn(self, k: int, tick: int, truth: Float32Array, judged: Float32Array, loose: Float32Array) -> None:
+    def learn(self, k: int, tick: int, truth: Float32Array, judged: Float32Array, loose: Float32Array) -> None:
+        """Take in what the newest tick tells of horizon ``k``; all (S,), ``judged`` and ``loose`` 1 or 0."""
         was = self.was[(tick - HORIZONS[k].ahead) % SLOTS]
         for i in range(len(TABLES)):
             at = was[1 + i].astype(np.int64)
