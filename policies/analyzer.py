@@ -18,6 +18,7 @@ from .estimate import EstimateOptions, Estimator
 from .forecast.base import Forecast, at_reservation, carry
 from .forecast.fitted import Fitted
 from .forecast.history import GAP_TICKS, Float32Array, History, K, Q
+from .forecast.mixture import Mixture
 from .forecast.models import SeriesModel
 from .forecast.network import QuantileNetwork
 from .forecast.quality import ForecastQuality
@@ -136,6 +137,11 @@ class Analyzer:
         np.copyto(into.backlog, e.backlog)
         np.copyto(into.delay_ticks, e.delay_ticks)
         np.copyto(into.usage, e.usage)
+
+    def touch(self) -> None:
+        """See :class:`~.kernel.Touches`."""
+        if isinstance(self.model, Mixture):
+            self.model.touch(self.history)
 
     def _late(self, dt_ns: int) -> bool:
         """Return whether a sample comes behind a gap, or the clock jumped. The usual time between two is learnt."""

@@ -256,7 +256,8 @@ class Mind:
             )  # fmt: skip
             self._double = double
         decision = decide_tick(double, reading)
-        kernel.touch(self._foresight, self.policy, self._conclusion, self.placer)  # the double has arrays of its own
+        # The double has arrays of its own.
+        kernel.touch(self._foresight, self.forecaster, self.policy, self._conclusion, self.placer)
         return decision
 
     def adopt(self, placement: Placement) -> None:

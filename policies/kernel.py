@@ -61,10 +61,22 @@ class Remembers(Protocol):
     memo: Memo
 
 
+@runtime_checkable
+class Touches(Protocol):
+    """Whoever knows by itself what it will read."""
+
+    def touch(self) -> None:
+        """Read it."""
+        ...
+
+
 def touch(*parts: object) -> None:
     """Read what the next compiled calls of ``parts`` will: it is in the caches then. Others are passed over."""
     if compiled is not None:
         compiled.touch(*(part.memo.held for part in parts if isinstance(part, Remembers)))
+        for part in parts:
+            if isinstance(part, Touches):
+                part.touch()
 
 
 _packed: WeakKeyDictionary[Host, IntArray] = WeakKeyDictionary()

@@ -3,8 +3,8 @@
 A call takes in one tick of every series and answers all horizons and levels; the history that the models share is
 counted with each of them, and ``floor`` is that history and one addition. Demand moves in every tick, nothing is
 missing, all models see the same. A gap is that of the loop: sleep, and before the next tick a rehearsal with a double
-(:mod:`~.rehearsal`). ``slept_p50`` is without the rehearsal, when caches are cold and the CPU has just woken up;
-``warm_p50`` without any gap.
+(:mod:`~.rehearsal`), then a look at what the mixture will read (``kernel.touch()``). ``slept_p50`` is without the
+rehearsal, when caches are cold and the CPU has just woken up; ``warm_p50`` without any gap.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ Times = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 
 Call = Callable[[History], object]
+Touch = Callable[[History], object]
+Made = tuple[Call, Touch]
 
 
 def _measure(bench: ForecastBench, vms: int) -> dict[str, tuple[Times, Times, Times]]:
@@ -71,14 +73,14 @@ def _measure(bench: ForecastBench, vms: int) -> dict[str, tuple[Times, Times, Ti
     size = vms * R
     out_of: dict[str, tuple[Times, Times, Times]] = {}
     for name, make in _makers(size, bench.seed).items():
-        pair = [(History(size), make()) for _ in range(2)]
+        pair = [(History(size), *make()) for _ in range(2)]
         _run(bench, pair, WARM_TICKS, gap=False)
         slept = _run(bench, pair[:1], bench.ticks)
         out_of[name] = _run(bench, pair, bench.ticks), slept, _run(bench, pair[:1], bench.ticks, gap=False)
     return out_of
 
 
-def _run(bench: ForecastBench, pair: list[tuple[History, Call]], ticks: int, *, gap: bool = True) -> Times:
+def _run(bench: ForecastBench, pair: list[tuple[History, Call, Touch]], ticks: int, *, gap: bool = True) -> Times:
     """Return the microseconds of each call of the first of ``pair``; the second, where there is one, rehearses."""
     size, rng = pair[0][0].size, np.random.default_rng(bench.seed)
     level, nothing, took = rng.exponential(2.0, size), np.zeros(size, bool), np.zeros(ticks)
@@ -89,9 +91,10 @@ def _run(bench: ForecastBench, pair: list[tuple[History, Call]], ticks: int, *, 
         waiting = y * 0.1
 
         def double(y: FloatArray = y, waiting: FloatArray = waiting) -> None:
-            history, call = pair[1]
+            history, call, _ = pair[1]
             history.push(y, waiting, nothing)
             call(history)
+            pair[0][2](pair[0][0])
 
         next_ns += tick_ns
         if not gap and len(pair) > 1:
@@ -100,7 +103,7 @@ def _run(bench: ForecastBench, pair: list[tuple[History, Call]], ticks: int, *, 
             rehearsal.until(next_ns, double)
         elif gap:
             time.sleep(max(next_ns - time.monotonic_ns(), 0) * 1e-9)
-        history, call = pair[0]
+        history, call, _ = pair[0]
         begun = time.perf_counter_ns()
         history.push(y, waiting, nothing)
         call(history)
@@ -108,28 +111,36 @@ def _run(bench: ForecastBench, pair: list[tuple[History, Call]], ticks: int, *, 
     return took
 
 
-def _makers(size: int, seed: int) -> dict[str, Callable[[], Call]]:
-    """Return what makes the call of each model."""
+def _makers(size: int, seed: int) -> dict[str, Callable[[], Made]]:
+    """Return what makes the call of each model, and what reads ahead for it."""
     network, lstm = shipped_network(), random_lstm(LSTM_HIDDEN, seed)
     ones = np.ones(size)
 
-    def series(model: SeriesModel) -> Call:
+    def series(model: SeriesModel) -> Made:
         out: Float32Array = np.zeros((K, Q, size), np.float32)
-        return lambda h: model.step(h, out)
+        return lambda h: model.step(h, out), _nothing
 
-    def points(model: PointModel) -> Call:
+    def points(model: PointModel) -> Made:
         out: Float32Array = np.zeros((K, size), np.float32)
-        return lambda h: model.step(h, out)
+        return lambda h: model.step(h, out), _nothing
+
+    def mixture() -> Made:
+        model = Mixture(size, network)
+        return series(model)[0], model.touch
 
     return {
-        "floor": lambda: lambda h: ones + ones,
-        "mixture": lambda: series(Mixture(size, network)),
+        "floor": lambda: (lambda h: ones + ones, _nothing),
+        "mixture": mixture,
         "network": lambda: series(NetworkModel(network, size)),
-        "lstm-refresh": lambda: LstmModel(lstm, size).refresh,
+        "lstm-refresh": lambda: (LstmModel(lstm, size).refresh, _nothing),
         "ewma": lambda: points(exponential_smoothing(np.zeros(size), np.full(size, 0.3))),
         "ar": lambda: points(Autoregressive(size)),
         "seasonal": lambda: points(Seasonal(size)),
     }
+
+
+def _nothing(history: History) -> None:
+    """Nothing is read ahead."""
 
 
 def random_lstm(hidden: int, seed: int = 0) -> Lstm:

@@ -31,6 +31,12 @@ INLINE void follow_climate(float *c, int64_t size, float value, float five, floa
     c[SPREAD * size] += 0.2F * (begun ? fabsf(off) - c[SPREAD * size] : 0.0F);
     c[HEIGHT * size] += 0.2F * (begun ? value - c[HEIGHT * size] : 0.0F);
     c[SINCE * size] = burst ? 0.0F : below(since + 1.0F, 3000.0F);
+    bool active = value > above(0.3F * slow, 0.01F);
+    float on = c[ON * size], idle = c[OFF * size];
+    c[LATEST_OFF * size] = active && idle > 0.0F ? idle : c[LATEST_OFF * size];
+    c[LATEST_ON * size] = !active && on > 0.0F ? on : c[LATEST_ON * size];
+    c[ON * size] = active ? below(on + 1.0F, 3000.0F) : 0.0F;
+    c[OFF * size] = active ? 0.0F : below(idle + 1.0F, 3000.0F);
 }
 
 /* History._begin() for one series: its first value is its whole past. */
@@ -133,6 +139,26 @@ CLONES static void features(const history_t *h, int64_t s, int n, row_t *x) {
     }
     for (int q = 0; q < 4; q++)
         for (int j = 0; j < n; j++) x[ROOTS + 3 + q][j] = below(sqrtf(c[(QUANTILES + q) * size + j] * per[j]), 20.0F);
+    for (int i = 0; i < 4; i++)
+        for (int j = 0; j < n; j++) x[RUNS + i][j] = sqrtf(c[(ON + i) * size + j]) * 0.1F;
+    static const int OF_PARTNER[4 + SHOWN] = {RUNS, RUNS + 1, RUNS + 2, RUNS + 3, LAGS - 1, PLAIN + 1, LAGS, LAGS + 2};
+    for (int i = 0; i < 4 + SHOWN; i++) {
+        const float *from = x[OF_PARTNER[i]];
+        float *to = x[PARTNER + i];
+        for (int j = 0; j < BLOCK; j += KINDS) {
+            for (int kind = 0; kind < KINDS; kind++) to[j + kind] = from[j + CPU];
+            to[j + CPU] = from[j + IO];
+        }
+    }
+}
+
+void show(const history_t *h, float *out) {
+    _Alignas(64) row_t x[FEATURES] = {{0.0F}};
+    for (int64_t s = 0; s < h->series; s += BLOCK) {
+        int n = h->series - s < BLOCK ? (int)(h->series - s) : BLOCK;
+        features(h, s, n, x);
+        for (int i = 0; i < FEATURES; i++) memcpy(out + i * h->series + s, x[i], sizeof(float) * (size_t)n);
+    }
 }
 
 /* A hidden layer: what is below 0 is 0, and a unit that is always 1 comes last. */
@@ -213,7 +239,6 @@ CLONES static void learn(const history_t *h, mixture_t *m, const mixture_options
             factor[j] = above(below(now, 5.0F), (float)(1.0 / 5.0));
         }
     }
-    learn_cells(m, k, s, n, truth, judged, loose);
 }
 
 /* Mixture._notice_steps() */
@@ -254,7 +279,10 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
         int n = series - s < BLOCK ? (int)(series - s) : BLOCK;
         look(h, m, s, n);
         fetch_cells(m, now, s, n);
-        if (m->count > (int64_t)AHEAD[now] + HORIZONS) learn(h, m, o, now, s, n);
+        if (m->count > (int64_t)AHEAD[now] + HORIZONS) {
+            learn(h, m, o, now, s, n);
+            learn_cells(h, m, now, s, n);
+        }
         for (int j = 0; j < n; j++) m->stepped[s + j] *= 0.8F;
         if (m->count % 2) notice_steps(h, m, s, n);
         predict(h, m, s, n, x, each);

@@ -9,13 +9,14 @@
 
 /* policies/forecast: history.py, climate.py, features.py, situations.py */
 enum { HORIZONS = 3, LEVELS = 3, WINDOW = 256, WIDTH = 5, SLOW_TICKS = 500, KINDS = 4 };
-enum { TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT, QUANTILES, CLIMATE = 12 };
+enum { TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT, QUANTILES,
+       ON = QUANTILES + 4, OFF, LATEST_ON, LATEST_OFF, CLIMATE };
 enum { LAGS = 20, BLOCKS = 8, PLAIN = LAGS + BLOCKS, ONE = PLAIN + 2, AGE, KIND, ROOTS = KIND + KINDS, RHYTHM = ROOTS + 7,
-       SCALE = RHYTHM + 7, FEATURES };
-enum { LEVEL_EDGES = 5, TREND_EDGES = 3, IDLE_EDGES = 9, BUSY_EDGES = 5 };
-enum { TABLES = 3, IDLE = (LEVEL_EDGES + 1) * (TREND_EDGES + 1), BUSY = IDLE + IDLE_EDGES + 1,
-       CELLS = BUSY + (BUSY_EDGES + 1) * (LEVEL_EDGES + 1), VISITS = 2 * LEVELS, ENTRY = 8, REMEMBERED = 11 };
-enum { MOST_MEMBERS = 5, MOST_HIDDEN = 128 };
+       SCALE = RHYTHM + 7, RUNS, PARTNER = RUNS + 4, SHOWN = 4, FEATURES = PARTNER + 4 + SHOWN };
+enum { LEVEL_EDGES = 5, TREND_EDGES = 3, IDLE_EDGES = 9, BUSY_EDGES = 5, RUN_EDGES = 4, SHORT_EDGES = 3 };
+enum { TABLES = 4, IDLE = (LEVEL_EDGES + 1) * (TREND_EDGES + 1), BUSY = IDLE + IDLE_EDGES + 1,
+       RUN = BUSY + (BUSY_EDGES + 1) * (LEVEL_EDGES + 1), CELLS = RUN + 2 * (RUN_EDGES + 1) * (SHORT_EDGES + 1), VISITS = LEVELS, ENTRY = 8, REMEMBERED = 11 };
+enum { MOST_MEMBERS = 6, MOST_HIDDEN = 128 };
 enum { STRIDE = 2, LSTM_INPUTS = 2 * STRIDE + 2 }; /* lstm.py */
 
 typedef struct {
@@ -58,9 +59,15 @@ typedef struct {
 void look(const history_t *h, mixture_t *m, int64_t s, int n);
 void fetch_cells(const mixture_t *m, int k, int64_t s, int n);
 void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each);
-void learn_cells(mixture_t *m, int k, int64_t s, int n, const float *truth, const float *judged, const float *loose);
+void learn_cells(const history_t *h, mixture_t *m, int k, int64_t s, int n);
 
 void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, float *out);
+
+/* FeatureMaker.make() into (FEATURES, S). */
+void show(const history_t *h, float *out);
+
+/* expect.c: reads what the next push() and mix() will, so that it is in the caches then. */
+void expect(const history_t *h, const mixture_t *m);
 
 typedef struct {
     int64_t size;

@@ -178,6 +178,36 @@ PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     return let_go(&b, Py_None);
 }
 
+/* show(held history, newest, out) */
+PyObject *py_show(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    buffers_t b = {.count = 0, .failed = false};
+    if (count != 3) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 3", count);
+    held_t *of = held(args[0], A_HISTORY);
+    int64_t now = of ? PyLong_AsLongLong(args[1]) : -1;
+    if (PyErr_Occurred()) return NULL;
+    if (now < 0 || now >= WINDOW) refuse(&b, "there is no such row");
+    of->history.newest = (int)now;
+    float *out = take(&b, args[2], 'f', FEATURES * (Py_ssize_t)of->history.series, true);
+    if (!b.failed) show(&of->history, out);
+    Py_INCREF(Py_None);
+    return let_go(&b, Py_None);
+}
+
+/* expect(held history, newest, held mixture, count) */
+PyObject *py_expect(PyObject *self, PyObject *const *args, Py_ssize_t count) {
+    if (count != 4) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 4", count);
+    held_t *of = held(args[0], A_HISTORY), *by = of ? held(args[2], A_MIXTURE) : NULL;
+    if (!by) return NULL;
+    int64_t now = PyLong_AsLongLong(args[1]), ticks = PyLong_AsLongLong(args[3]);
+    if (PyErr_Occurred()) return NULL;
+    if (now < 0 || now >= WINDOW || ticks < 0 || by->mixture.series != of->history.series)
+        return PyErr_Format(PyExc_ValueError, "this mixture is not of this history");
+    of->history.newest = (int)now, by->mixture.count = ticks;
+    expect(&of->history, &by->mixture);
+    Py_INCREF(Py_None);
+    return Py_None;
+}
+
 enum { LSTM = 4 };
 
 /* hold_lstm(arrays, size) with those of LstmModel.refresh: (gates, head, h, c), biases within. */

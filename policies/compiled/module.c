@@ -245,6 +245,8 @@ static PyObject *py_request(PyObject *self, PyObject *const *args, Py_ssize_t co
 PyObject *py_push(PyObject *self, PyObject *const *args, Py_ssize_t count); /* forecast_module.c */
 PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_show(PyObject *self, PyObject *const *args, Py_ssize_t count);
+PyObject *py_expect(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_hold_history(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t count);
 PyObject *py_hold_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
@@ -253,7 +255,7 @@ PyObject *py_hold_lstm(PyObject *self, PyObject *const *args, Py_ssize_t count);
 static PyMethodDef methods[] = {
     METHOD(water_fill), METHOD(priority_sort), METHOD(triage), METHOD(admit), METHOD(estimate),
     METHOD(follow), METHOD(place_ways), METHOD(check), METHOD(keep_back), METHOD(request),
-    METHOD(network), METHOD(push), METHOD(mix), METHOD(lstm), METHOD(hold_history),
+    METHOD(network), METHOD(push), METHOD(mix), METHOD(expect), METHOD(show), METHOD(lstm), METHOD(hold_history),
     METHOD(hold_mixture), METHOD(hold_lstm), METHOD(due), METHOD(encode),
     METHOD(correct), METHOD(shrink), METHOD(difference), METHOD(memo), METHOD(touch), METHOD(foresee),
     METHOD(consult), METHOD(serve), METHOD(conclude), METHOD(settle), {NULL, NULL, 0, NULL},

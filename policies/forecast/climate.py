@@ -7,7 +7,10 @@ tracked in O(1) a tick:
 - **levels**: quantiles of the mean of five ticks by stochastic approximation, ``l += rate peak (level - 1{m <= l})``
   (Robbins and Monro 1951, Annals of Mathematical Statistics 22(3)), ``peak`` the largest mean, slowly forgotten;
 - **bursts**: ticks above BURST_SHARE of the largest tick and BURST_TIMES the long-run mean. The ticks since the latest
-  one, and smoothed: the ticks between two, how much these differ, and the height.
+  one, and smoothed: the ticks between two, how much these differ, and the height;
+- **runs**: for how many ticks the series has been above ACTIVE_SHARE of its long-run mean, or not, and how long the
+  latest run of either kind was. A job that has lasted as long as the one before it may write its result now: the runs
+  of a VM's CPUs tell of its IO.
 """
 
 from __future__ import annotations
@@ -32,9 +35,13 @@ LONG_TICKS = 4000.0
 MOST_SINCE = 3000.0
 USUAL_TICKS = 500.0
 """Between two bursts, where none was seen."""
-ROWS = ("ticks", "mean", "peak", "top", "since", "between", "spread", "height", "q50", "q90", "q97", "q99")
+ACTIVE_SHARE, ACTIVE_FLOOR = 0.3, 0.01
+ROWS = ("ticks", "mean", "peak", "top", "since", "between", "spread", "height", "q50", "q90", "q97", "q99", "on", "off",
+        "latest_on", "latest_off")  # fmt: skip
 TICKS, MEAN, PEAK, TOP, SINCE, BETWEEN, SPREAD, HEIGHT = range(8)
 QUANTILES = slice(8, 12)
+RUNS = slice(12, 16)
+ON, OFF, LATEST_ON, LATEST_OFF = range(12, 16)
 AT_LEVELS = [8, 9, 11]
 """The rows of 0.5, 0.9 and 0.99."""
 _KEPT = np.array(KEPT, np.float32)[:, None]
@@ -77,6 +84,15 @@ def follow_climate(state: Float32Array, value: Float32Array, five: Float32Array,
     state[SINCE] += f(1.0)
     np.minimum(state[SINCE], f(MOST_SINCE), out=state[SINCE])
     state[SINCE][burst] = 0.0
+    active = value > np.maximum(f(ACTIVE_SHARE) * slow, f(ACTIVE_FLOOR))
+    on, off = state[ON], state[OFF]
+    np.copyto(state[LATEST_OFF], off, where=active & (off > 0.0))
+    np.copyto(state[LATEST_ON], on, where=~active & (on > 0.0))
+    on += f(1.0)
+    on *= active
+    off += f(1.0)
+    off *= ~active
+    np.minimum(state[ON : OFF + 1], f(MOST_SINCE), out=state[ON : OFF + 1])
     if before is not None:
         np.copyto(state, before, where=~np.asarray(known))
 

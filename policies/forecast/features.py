@@ -3,17 +3,19 @@
 Amounts are divided by the scale of their series and their square root is taken, so that one network serves series of
 any size and a burst does not drown the rest. In order: LAGS newest ticks, oldest first; means over growing windows;
 root mean squares; what waits; the newest tick and the mean of five as they are, without a root; a one; how old the
-value is; which resource it is; the climate (:mod:`~.climate`) and the scale itself. Layout (F, S): a feature a row,
-which is what the first matrix product wants.
+value is; which resource it is; the climate (:mod:`~.climate`) and the scale itself; its runs; then the runs of its
+**partner** and some of what is seen of it: the CPUs of the same VM, and for these its IO. Layout (F, S): a feature a
+row, which is what the first matrix product wants.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from foreshare.policies.host import R
+from foreshare.policies import kernel
+from foreshare.policies.host import CPU, IO, IntArray, R
 
-from .climate import MEAN, PEAK, QUANTILES, RHYTHM, rhythm
+from .climate import MEAN, PEAK, QUANTILES, RHYTHM, RUNS, rhythm
 from .history import WINDOW, Float32Array, History
 
 LAGS = 20
@@ -34,13 +36,25 @@ _RHYTHM = slice(_CLIMATE.stop, _CLIMATE.stop + RHYTHM)
 _SCALE = _RHYTHM.stop
 REACH = _CLIMATE.start + 2
 """The root of the largest mean of five ticks in multiples of the scale: how far a burst may reach."""
-F = _SCALE + 1
+_RUNS = slice(_SCALE + 1, _SCALE + 5)
+_PARTNER = slice(_RUNS.stop, _RUNS.stop + 8)
+_SHOWN = [LAGS - 1, _PLAIN.start + 1, LAGS, LAGS + 2]
+"""What is shown of the partner: the root of the newest tick, the mean of five, roots of means over 20 .. 100 ticks."""
+F = _PARTNER.stop
 """Number of features."""
 ONE = _ONE
 """The feature that is always 1."""
 MOST_ROOT = 8.0
 MOST_CLIMATE = 20.0
+RUN_UNIT = 0.1
 _PER = np.array([1.0 / n for n in (*(b - a for a, b in _MEANS), *_SPREADS, *(b - a for a, b in _WAITS))])[:, None]
+
+
+def partners(size: int) -> IntArray:
+    """Return (S,) the series that each is seen with."""
+    series = np.arange(size)
+    kind = series % R
+    return np.asarray(series - kind + np.where(kind == CPU, IO, CPU))
 
 
 class FeatureMaker:
@@ -57,9 +71,13 @@ class FeatureMaker:
         self._most = np.full((_ROOTS, size), MOST_ROOT, np.float32)
         self._most_plain = np.full((2, size), MOST_ROOT**2, np.float32)
         self._aged = False
+        self._partner = partners(size)
 
     def make(self, history: History) -> Float32Array:
         """Return (F, S) for the newest tick."""
+        if kernel.compiled is not None:
+            kernel.compiled.show(history.held, history.newest_row, self.out)
+            return self.out
         out, means, sums = self.out, self._means, history.running
         now = history.newest_row + WINDOW
         i = 0
@@ -95,9 +113,14 @@ class FeatureMaker:
         rhythm(history.climate, self._per_scale, out[_RHYTHM])
         np.sqrt(history.scale, out=out[_SCALE])
         np.sqrt(out[_SCALE], out=out[_SCALE])
-        np.minimum(out[_CLIMATE.start :], np.float32(MOST_CLIMATE), out=out[_CLIMATE.start :])
+        np.minimum(out[_CLIMATE.start : _RUNS.start], np.float32(MOST_CLIMATE), out=out[_CLIMATE.start : _RUNS.start])
         if self._aged or not history.whole:
             np.multiply(history.age, 1.0 / 16.0, out=out[_AGE])
             np.minimum(out[_AGE], 1.0, out=out[_AGE])
             self._aged = not history.whole
+        runs = out[_RUNS]
+        np.sqrt(history.climate[RUNS], out=runs)
+        runs *= np.float32(RUN_UNIT)
+        out[_PARTNER][:4] = runs[:, self._partner]
+        out[_PARTNER][4:] = out[_SHOWN][:, self._partner]
         return out

@@ -1,7 +1,7 @@
 """The mixture: every series weighs simple forecasts and a network by how well each did lately, quantile by quantile.
 
 **Members.** The mean of five ticks with an offset that tracks its errors; what followed in the same situation, seen in
-three ways (:mod:`~.situations`); the network where there are weights.
+four ways (:mod:`~.situations`); the network where there are weights.
 
 **Weights.** For each series, horizon and quantile, ``w_m <- w_m (1 - eta g (q_m - q) / L)`` with g the slope of the
 pinball loss at what the mixture had said, q, and L its usual loss: a step of Prod on the linearised loss, by which the
@@ -42,7 +42,7 @@ STEP_SHARE = 0.1
 _STEP = (3, 203)
 _PER_STEP = 1.0 / (_STEP[1] - _STEP[0])
 MOST_FACTOR = 5.0
-MOST_MEMBERS, MOST_COMPILED = 5, 128
+MOST_MEMBERS, MOST_COMPILED = 6, 128
 """Of compiled/forecast.h: members, and units in a hidden layer of a network that it runs."""
 _LEVEL = np.array(LEVELS, np.float32)[:, None]
 _TINY = np.float32(1e-6)
@@ -63,9 +63,9 @@ class MixtureOptions:
     share: float = 0.0003
     """What is shared out anew each time."""
     prior: tuple[tuple[float, float, float], ...] = (
-        (0.1, 0.1, 0.05), (0.2, 0.25, 0.08), (0.1, 0.3, 0.05), (0.1, 0.1, 0.8), (0.5, 0.25, 0.02),
+        (0.1, 0.1, 0.05), (0.2, 0.25, 0.08), (0.1, 0.3, 0.05), (0.1, 0.1, 0.8), (0.1, 0.1, 0.1), (0.5, 0.25, 0.02),
     )  # fmt: skip
-    """By member the weight that it starts with at each level; without a network the others' sum is made 1."""
+    """By member the weight that it starts with at each level, in parts of their sum."""
     offset_rate: tuple[float, float, float] = (0.05, 0.1, 0.3)
     """Step of the members' offsets at each level, in usual errors."""
     factor_rate: tuple[float, float, float] = (0.0, 0.004, 0.01)
@@ -137,6 +137,11 @@ class Mixture:
         out += (self._each[0] - out) * self._stepped
         self._correct(out)
         self._keep(out)
+
+    def touch(self, history: History) -> None:
+        """Read what the next tick's push and step will: it is in the caches then."""
+        if kernel.compiled is not None and self._fits:
+            kernel.compiled.expect(history.held, history.newest_row, self._hold(), self._count)
 
     def _hold(self) -> object:
         """Return the arrays as compiled/forecast_module.c holds them."""

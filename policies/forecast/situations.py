@@ -1,15 +1,16 @@
 """Quantiles by situation: what followed, for each series, whenever it was as it is now.
 
-A **situation** is a cell of a table: how long ago the series was last above 0, how busy its VM's CPUs are, how its
-level compares with what is usual. A program does not have to be known for that: a checkpoint after the CPUs went quiet,
-a log synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles of what came after
-it by stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above ``q`` and the gain
-``g = 1 / ((1 - level) (n + n0))`` of n visits, the optimal one where tails are exponential (Robbins and Monro 1951,
-Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes, whose noise does
-not grow with the level as it does at one rate for all.
+A **situation** is a cell of a table: how long ago the series was last above 0, how busy its VM's CPUs are and for how
+long, how its level compares with what is usual. A program does not have to be known for that: a checkpoint after the
+CPUs went quiet, a log synced a second after the last, are found in each VM's own past. Each cell tracks the quantiles
+of what came after it by stochastic approximation, ``q += g me (level - 1{y <= q})``, with ``me`` the mean excess above
+``q`` and the gain ``g = 1 / ((1 - level) (n + n0))`` of n visits, the optimal one where tails are exponential (Robbins
+and Monro 1951, Annals of Mathematical Statistics 22(3)), down to that of MOST_VISITS: quantiles of the last minutes,
+whose noise does not grow with the level as it does at one rate for all.
 
-Three tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle** and **busy** have quantiles
-themselves. A cell that was never judged says what its fallback says.
+Four tables, each a member of the mixture: **smooth** has offsets to an EWMA, **idle**, **busy** and **runs** (of the
+CPUs, for these of the IO: :mod:`~.climate`) have quantiles themselves. A cell that was never judged says what
+its fallback says.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import numpy as np
 
 from foreshare.policies.host import CPU, IntArray, R
 
-from .climate import PEAK, QUANTILES
+from .climate import OFF, ON, PEAK, QUANTILES
+from .features import partners
 from .history import AHEAD, FLOOR, HORIZONS, WINDOW, Float32Array, History, K, Q, carry_series, spread
 
-TABLES = ("smooth", "idle", "busy")
+TABLES = ("smooth", "idle", "busy", "runs")
 SMOOTH_GAIN = 0.1
 MOST_IDLE = 500.0
 LEVEL_EDGES = (0.03, 0.1, 0.3, 0.6, 1.0)
@@ -32,13 +34,21 @@ IDLE_EDGES = (1.0, 3.0, 6.0, 12.0, 25.0, 50.0, 90.0, 110.0, 150.0)
 """Ticks since the series was last above FLOOR, for the idle table."""
 BUSY_EDGES = (3.0, 8.0, 20.0, 60.0, 110.0)
 """The same for the busy one."""
+RUN_EDGES = (3.0, 8.0, 20.0, 60.0)
+"""Ticks that the partner's run has lasted."""
+SHORT_EDGES = (3.0, 20.0, 110.0)
+"""Of the ticks since the series was last above FLOOR, for the table of runs."""
 CELLS = (
-    (len(LEVEL_EDGES) + 1) * (len(TREND_EDGES) + 1), len(IDLE_EDGES) + 1, (len(BUSY_EDGES) + 1) * (len(LEVEL_EDGES) + 1)
-)  # fmt: skip
-FIRST = (0, CELLS[0], CELLS[0] + CELLS[1])
+    (len(LEVEL_EDGES) + 1) * (len(TREND_EDGES) + 1),
+    len(IDLE_EDGES) + 1,
+    (len(BUSY_EDGES) + 1) * (len(LEVEL_EDGES) + 1),
+    2 * (len(RUN_EDGES) + 1) * (len(SHORT_EDGES) + 1),
+)
+FIRST = (0, CELLS[0], CELLS[0] + CELLS[1], CELLS[0] + CELLS[1] + CELLS[2])
 """The first cell of each table."""
-VISITS, ENTRY = 2 * Q, 8
-"""A cell has for each horizon Q quantiles, Q mean excesses, the visits, and one number unused."""
+VISITS, ENTRY = Q, 8
+EXCESS = slice(Q + 1, 2 * Q + 1)
+"""A cell has for each horizon Q quantiles, the visits, Q mean excesses, and one number unused."""
 EXCESS_GAIN, MOST_EXCESS_GAIN = 0.05, 0.5
 INVERSE = (2.0, 10.0, 100.0)
 """1 / (1 - level)."""
@@ -63,12 +73,13 @@ class Situations:
         """(2, S) the EWMA, units, and the ticks since the series was last above FLOOR."""
         self.now[1] = MOST_IDLE
         self.rows: Float32Array = np.zeros((SLOTS, 1 + len(TABLES), spread(size)), np.float32)
-        """(SLOTS, 4, at least S) the EWMA and the cells of the latest ticks."""
+        """(SLOTS, 5, at least S) the EWMA and the cells of the latest ticks."""
         self._series = np.arange(size)
+        self._partner = partners(size)
 
     @property
     def was(self) -> Float32Array:
-        """(SLOTS, 4, S) a view."""
+        """(SLOTS, 5, S) a view."""
         return self.rows[..., : len(self._series)]
 
     def look(self, history: History, tick: int) -> None:
@@ -88,6 +99,9 @@ class Situations:
         was[1] = own * (len(TREND_EDGES) + 1) + trend
         was[2] = FIRST[1] + _bin(idle, IDLE_EDGES)
         was[3] = FIRST[2] + _bin(idle, BUSY_EDGES) * (len(LEVEL_EDGES) + 1) + cpu
+        on, off = history.climate[ON], history.climate[OFF]
+        run = np.where(on > 0.0, _bin(on, RUN_EDGES), _bin(off, RUN_EDGES) + np.float32(len(RUN_EDGES) + 1))
+        was[4] = FIRST[3] + run[self._partner] * (len(SHORT_EDGES) + 1) + _bin(idle, SHORT_EDGES)
 
     def answer(
         self, history: History, tick: int, error: Float32Array, recent: Float32Array, climate: Float32Array,
@@ -107,7 +121,7 @@ class Situations:
             if new.any():
                 fallback = recent - was[0] if i == 0 else np.broadcast_to(climate, recent.shape)
                 found[:, :, :Q] = np.where(new[:, :, None], fallback.transpose(2, 0, 1), found[:, :, :Q])
-                found[:, :, Q:VISITS] = np.where(new[:, :, None], start.T[:, :, None], found[:, :, Q:VISITS])
+                found[:, :, EXCESS] = np.where(new[:, :, None], start.T[:, :, None], found[:, :, EXCESS])
                 self.cells[self._series, at] = found
             out[i] = found[:, :, :Q].transpose(1, 2, 0)
         out[0] += was[0]
@@ -120,7 +134,7 @@ class Situations:
             at = was[1 + i].astype(np.int64)
             base = was[0] if i == 0 else np.zeros_like(was[0])
             cell = self.cells[self._series, at, k]
-            q, excess, visits = cell[:, :Q], cell[:, Q:VISITS], cell[:, VISITS]
+            q, visits, excess = cell[:, :Q], cell[:, VISITS], cell[:, EXCESS]
             over = (truth - base)[:, None] - q
             above = over > 0.0
             counts = judged[:, None] * np.where(above, np.float32(1.0), (np.float32(1.0) - loose)[:, None])

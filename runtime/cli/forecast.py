@@ -35,6 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--epochs", type=whole(1, 10000), default=12, metavar="N", help="passes over the data (default 12)"
     )
     fit.add_argument("--seed", type=whole(0, 2**31 - 1), default=0, metavar="K", help="seed of weights and batches")
+    fit.add_argument("--workers", type=whole(0, 4096), default=0, metavar="N",
+                     help="spread an LSTM's recordings over N Ray actors (default 0: none)")  # fmt: skip
+    fit.add_argument("--ray-address", default="local", metavar="ADDRESS",
+                     help="the Ray cluster of these (default: one on this machine)")  # fmt: skip
     fit.add_argument("--onnx", action="store_true", help="write MODEL.onnx as well")
     fit.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     back = what.add_parser("backtest", help="judge models by rolling origin")
@@ -72,13 +76,17 @@ def _tell(text: str) -> None:
 def _fit(args: argparse.Namespace) -> int:
     if args.model != "arima" and find_spec("torch") is None:
         raise HostError("fitting a network needs torch: pip install 'foreshare[train]'")
+    if args.workers and args.model != "lstm":
+        raise InputError("--workers goes with --model lstm: the others are fitted in one process")
+    if args.workers and find_spec("ray") is None:
+        raise HostError("--workers needs Ray: pip install 'foreshare[train]'")
     from foreshare.training.forecast.dataset import load_sessions
     from foreshare.training.forecast.fit import FitOptions
     from foreshare.training.forecast.weights import fit_and_write
 
     sessions = load_sessions(args.traces)
     options = FitOptions(split=args.split, hidden=args.hidden, epochs=args.epochs, seed=args.seed,
-                         without=tuple(args.without))  # fmt: skip
+                         without=tuple(args.without), workers=args.workers, ray_address=args.ray_address)  # fmt: skip
     result = fit_and_write(sessions, args.model, options, args.out, onnx=args.onnx, progress=_tell)
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
@@ -114,7 +122,8 @@ def _backtest(args: argparse.Namespace) -> int:
         from foreshare.training.forecast.fit import FitOptions
 
         also = load_sessions(args.also) if args.also else []
-        done = run_apart(sessions, args.apart, options, FitOptions(epochs=10), also, _tell)
+        fit = FitOptions(epochs=6, most_samples=150_000)  # more does not judge better
+        done = run_apart(sessions, args.apart, options, fit, also, _tell)
     result = summarise(done)
     if args.report is not None:
         from foreshare.runtime.forecast_report import render

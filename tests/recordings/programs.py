@@ -21,6 +21,8 @@ import time
 from datetime import datetime
 from pathlib import Path
 
+import more_programs
+
 PORTS = {"redis": 17379, "http": 17380}
 
 
@@ -274,7 +276,7 @@ def _child(command: list[str], end: float) -> None:
 
 SERVE = {
     "redis": serve_redis, "http": serve_http, "sqlite": serve_sqlite, "compress": serve_compress,
-    "train": serve_train, "compile": serve_compile, "stamps": serve_stamps,
+    "train": serve_train, "compile": serve_compile, "stamps": serve_stamps, **more_programs.SERVE,
 }  # fmt: skip
 DRIVE = {"redis": drive_redis, "http": drive_http}
 

@@ -35,6 +35,25 @@ SESSIONS: dict[str, tuple[int, tuple[str, ...], float]] = {
     "seed3-http": (3, ("http",), 90),
 }
 """Seed, programs that run together, seconds."""
+FITTING: dict[str, tuple[int, tuple[str, ...], float]] = {
+    "fit1-git-log-video": (11, ("git", "log", "video"), 180),
+    "fit1-store-sort-jobs": (11, ("store", "sort", "jobs"), 180),
+    "fit1-backup-node-simulate-seal": (11, ("backup", "node", "simulate", "seal"), 180),
+    "fit2-log-store-backup": (12, ("log", "store", "backup"), 180),
+    "fit2-git-jobs-node": (12, ("git", "jobs", "node"), 180),
+    "fit2-video-sort-simulate-seal": (12, ("video", "sort", "simulate", "seal"), 180),
+    "fit3-store": (13, ("store",), 90),
+    "fit3-jobs": (13, ("jobs",), 90),
+    "fit3-log-backup": (13, ("log", "backup"), 120),
+}
+"""The same of programs that are fitted to only, and not kept here."""
+AFRESH: dict[str, tuple[int, tuple[str, ...], float]] = {
+    "seed4-redis-sqlite-http": (4, ("redis", "sqlite", "http"), 300),
+    "seed4-train-compress-compile-stamps": (4, ("train", "compress", "compile", "stamps"), 300),
+    "seed5-redis-train-compile": (5, ("redis", "train", "compile"), 300),
+    "seed5-sqlite-http-compress-stamps": (5, ("sqlite", "http", "compress", "stamps"), 100),
+}
+"""The programs of SESSIONS once more, by which nothing was chosen; not kept here either."""
 
 
 def uuid_of(program: str) -> str:
@@ -79,7 +98,7 @@ def main() -> int:
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     for name in a.sessions:
-        seed, programs, seconds = SESSIONS[name]
+        seed, programs, seconds = (SESSIONS | FITTING | AFRESH)[name]
         record(name, seed, programs, seconds * a.share, a.out, a.device)
     return 0
 

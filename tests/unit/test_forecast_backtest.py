@@ -116,6 +116,10 @@ def test_a_backtest_has_the_promised_keys(session: Session) -> None:
     assert result["series"] >= 1 and result["programs"] == 1 and result["censored_share"] == 0.0
     assert set(result["gain"]["50"]) == set(result["gain_by_vm"][session.uuid[0]]["50"]) == {"q50", "q90", "q99"}
     assert set(result["gain_by_resource"]) == set(result["resources"])
+    covered = result["coverage_by_vm"][session.uuid[0]]["50"]
+    assert set(covered) == {"all", *result["resources"]} and result["coverage_by_vm_worst"] is None  # so few ticks
+    assert covered["all"]["ticks"] == sum(covered[r]["ticks"] for r in result["resources"])
+    assert covered["cpu"]["q50"] < covered["cpu"]["q90"] < covered["cpu"]["q99"] <= 1.0
     assert result["models"]["mixture"]["50"]["pinball_q90"] < result["models"]["last"]["50"]["pinball_q90"]
 
 
@@ -161,6 +165,19 @@ def test_an_lstm_is_fitted(session: Session) -> None:
 
     arrays, scores = fit_lstm([session], FitOptions(hidden=4, epochs=1, batch=192, split=0.6))
     assert arrays["u"].shape == (16, 4) and scores["validation_loss"] > 0
+
+
+@pytest.mark.timeout(240)
+def test_actors_fit_the_same_lstm(session: Session) -> None:
+    from foreshare.training.forecast.fit import fit_lstm
+
+    two = [session, dataclasses.replace(session, name="another", uuid=tuple(f"x{u}" for u in session.uuid))]
+    options = FitOptions(hidden=4, epochs=1, batch=192)
+    here, scores = fit_lstm(two, options)
+    there, others = fit_lstm(two, dataclasses.replace(options, workers=2))
+    assert others["samples"] == scores["samples"]
+    assert others["validation_loss"] == pytest.approx(scores["validation_loss"], rel=0.05)
+    assert there["u"].shape == here["u"].shape
 
 
 @pytest.mark.parametrize(

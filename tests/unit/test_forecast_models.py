@@ -23,7 +23,7 @@ from foreshare.policies.forecast.quality import MIN_JUDGED, ForecastQuality
 from foreshare.policies.forecast.statespace import LinearStateSpace, exponential_smoothing, state_space_of
 from foreshare.policies.host import R
 from foreshare.training.forecast.export import torch_lstm, torch_network
-from foreshare.training.forecast.fit import LstmModule
+from foreshare.training.forecast.sequences import LstmModule
 
 
 def quiet(size: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import pytest
 from forecasting import random_network
 
 from foreshare.policies import kernel
+from foreshare.policies.forecast.features import FeatureMaker
 from foreshare.policies.forecast.history import History, K, Q
 from foreshare.policies.forecast.lstm import LstmModel
 from foreshare.policies.forecast.mixture import Mixture
@@ -53,6 +54,7 @@ def test_both_forms_say_the_same(hidden: tuple[int, int] | None, vms: int) -> No
             kernel.compiled = compiled
             history.push(demand, waiting, censored, gap=gap)
             mixture.step(history, out)
+            mixture.touch(history)  # reads only
         ours, theirs = pair
         np.testing.assert_allclose(ours[2], theirs[2], rtol=2e-3, atol=2e-3, err_msg=f"tick {t}")
         for name in ("seen", "clean", "loose", "age"):
@@ -63,9 +65,21 @@ def test_both_forms_say_the_same(hidden: tuple[int, int] | None, vms: int) -> No
     np.testing.assert_allclose(ours[1].weights.sum(axis=0), 1.0, atol=1e-4)
 
 
+def test_both_forms_show_the_same() -> None:
+    size = 18 * R
+    pair = [(History(size), FeatureMaker(size)) for _ in range(2)]
+    for t, (demand, waiting, censored, gap) in enumerate(ticks(size, 600, 3)):
+        for (history, maker), compiled in zip(pair, (COMPILED, None), strict=True):
+            kernel.compiled = compiled
+            history.push(demand, waiting, censored, gap=gap)
+            maker.make(history)
+        np.testing.assert_allclose(pair[0][1].out, pair[1][1].out, rtol=2e-3, atol=2e-3, err_msg=f"tick {t}")
+
+
 def test_an_empty_host_has_an_answer() -> None:
     history, mixture, out = History(0), Mixture(0, None), np.zeros((K, Q, 0), np.float32)
     for _ in range(20):
+        mixture.touch(history)
         history.push(np.zeros(0), np.zeros(0), np.zeros(0, bool))
         mixture.step(history, out)
 

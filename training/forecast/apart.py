@@ -13,9 +13,9 @@ from foreshare.policies.errors import InputError
 from foreshare.policies.forecast.fitted import Fitted
 from foreshare.policies.forecast.network import QuantileNetwork
 
-from .backtest import Backtest, BacktestOptions, run_backtest
+from .backtest import PLAIN, Backtest, BacktestOptions, run_backtest
 from .dataset import Session
-from .fit import FitOptions, fit_network
+from .fit import FitOptions, collect, fit_network
 
 
 def groups_of(sessions: Sequence[Session], count: int) -> list[tuple[str, ...]]:
@@ -34,14 +34,21 @@ def run_apart(
 
     Raises InputError where there are fewer VMs than groups, or a group leaves nothing to fit to.
     """
-    out = Backtest(options, call_us={name: [] for name in options.models})
+    collected = {s: collect(s, options.split) for s in (*sessions, *also)}
+    fitted = tuple(name for name in options.models if name not in PLAIN)
+    alone = replace(options, models=tuple(name for name in options.models if name in PLAIN))
+    plain = run_backtest(sessions, alone, Fitted(), progress)  # fitted to what they judge: groups are nothing to them
+    known = {(s.session, s.uuid, s.resource): s for s in plain.series}
+    out = Backtest(options, call_us={**plain.call_us, **{name: [] for name in fitted}})
     for group in groups_of(sessions, count):
         progress("without " + ", ".join(u[:8] for u in group))
         others = [s for s in (*sessions, *also) if not set(s.uuid) <= set(group)]
-        arrays, _ = fit_network(others, replace(fit, split=options.split, without=group), progress)
-        judged = [s for s in sessions if set(s.uuid) & set(group)]
-        part = run_backtest(judged, replace(options, only=group), Fitted(network=QuantileNetwork(arrays)), progress)
-        out.series += part.series
+        arrays, _ = fit_network(others, replace(fit, split=options.split, without=group), progress, collected)
+        judged = [s.only(group) for s in sessions if set(s.uuid) & set(group)]
+        part = run_backtest(judged, replace(options, models=fitted), Fitted(network=QuantileNetwork(arrays)), progress)
+        for s in part.series:
+            beside = known[s.session, s.uuid, s.resource]
+            out.series.append(replace(s, scores={**beside.scores, **s.scores}))
         out.fans += part.fans
         for name, took in part.call_us.items():
             out.call_us[name] += took

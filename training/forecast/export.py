@@ -9,7 +9,8 @@ from foreshare.policies.errors import InputError
 from foreshare.policies.forecast.features import F
 from foreshare.policies.forecast.lstm import INPUTS
 
-from .fit import Arrays, LstmModule, quantiles
+from .fit import Arrays, quantiles
+from .sequences import LstmModule
 
 if TYPE_CHECKING:
     import torch

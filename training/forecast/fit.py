@@ -8,8 +8,8 @@ Econometrics 32(1)).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +18,7 @@ import numpy.typing as npt
 from foreshare.policies.errors import InputError
 from foreshare.policies.forecast.features import REACH, F, FeatureMaker
 from foreshare.policies.forecast.history import LEVELS, Float32Array, K, Q
-from foreshare.policies.forecast.lstm import INPUTS, STRIDE, inputs_of
-from foreshare.policies.host import BoolArray
+from foreshare.policies.host import BoolArray, R
 
 from .dataset import Session, active_series, truths
 
@@ -50,6 +49,9 @@ class FitOptions:
     """Drawn at random from what there is, where there is more."""
     without: tuple[str, ...] = ()
     """Beginnings of the UUIDs of VMs that nothing is learnt from."""
+    workers: int = 0
+    """Ray actors that an LSTM's recordings and gradients are spread over; 0: all here."""
+    ray_address: str = "local"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,6 +68,8 @@ class Samples:
     """(M,) the scale at the time over the series' usual one: losses then count in the series' own units."""
     late: BoolArray
     """(M,) of the validation part."""
+    vm: npt.NDArray[np.int64]
+    """(M,) whose they are, as a row of its session."""
 
 
 def collect(session: Session, split: float, without: tuple[str, ...] = ()) -> Samples:
@@ -86,18 +90,31 @@ def collect(session: Session, split: float, without: tuple[str, ...] = ()) -> Sa
     return Samples(
         x=x[at, :, s], y=truth.value[at, :, s] / scale[at, s][:, None], bound=truth.bound[at, :, s],
         weight=np.minimum(scale[at, s] / np.maximum(usual[s], 1e-6), MOST_WEIGHT).astype(np.float32),
-        late=at >= end * (1.0 - VALIDATION),
+        late=at >= end * (1.0 - VALIDATION), vm=s // R,
     )  # fmt: skip
 
 
+def _of_others(samples: Samples, session: Session, without: tuple[str, ...]) -> Samples:
+    """Return the samples of VMs whose UUIDs begin with none of ``without``."""
+    kept = np.array([not (without and u.startswith(without)) for u in session.uuid])[samples.vm]
+    return Samples(**{f.name: getattr(samples, f.name)[kept] for f in fields(Samples)})
+
+
 def fit_network(
-    sessions: Sequence[Session], options: FitOptions, progress: Callable[[str], None] = lambda text: None
-) -> tuple[Arrays, dict[str, float]]:
-    """Return the weights of a quantile network and its scores. Raises InputError without anything to learn from."""
+    sessions: Sequence[Session], options: FitOptions, progress: Callable[[str], None] = lambda text: None,
+    collected: Mapping[Session, Samples] | None = None,
+) -> tuple[Arrays, dict[str, float]]:  # fmt: skip
+    """Return the weights of a quantile network and its scores. Raises InputError without anything to learn from.
+
+    ``collected``: by session what :func:`collect` returned of it for all its VMs.
+    """
     import torch
     from torch import nn
 
-    parts = [collect(s, options.split, options.without) for s in sessions]
+    if collected is None:
+        parts = [collect(s, options.split, options.without) for s in sessions]
+    else:
+        parts = [_of_others(collected[s], s, options.without) for s in sessions]
     joined = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("x", "y", "bound", "weight", "late")}
     rng = np.random.default_rng(options.seed)
     early, late = np.flatnonzero(~joined["late"]), np.flatnonzero(joined["late"])
@@ -114,22 +131,29 @@ def fit_network(
 
     def loss_of(rows: npt.NDArray[np.int64]) -> torch.Tensor:
         i = torch.from_numpy(rows)
-        return _loss(quantiles(net(x[i]), x[i]), y[i], bound[i], weight[i])
+        total, over = weighted_loss(quantiles(net(x[i]), x[i]), y[i], bound[i], weight[i])
+        return total / over
+
+    def learn(rows: npt.NDArray[np.int64]) -> float:
+        loss = loss_of(rows)
+        net.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call] # torch has no types for it
+        return float(loss.detach())
+
+    def judge() -> float:
+        with torch.no_grad():
+            return float(loss_of(late))
 
     def batches() -> list[npt.NDArray[np.int64]]:
         order = rng.permutation(early)
         return [order[k : k + options.batch] for k in range(0, len(order) - options.batch + 1, options.batch)]
 
-    scores = _train(net, loss_of, batches, lambda: loss_of(late), options, progress)
+    scores = _train(net, learn, batches, judge, options, progress)
     weights: Arrays = {}
     state = {name: value.detach().numpy() for name, value in net.state_dict().items()}
     for i, layer in enumerate((0, 2, 4), start=1):
         weights[f"w{i}"], weights[f"b{i}"] = state[f"{layer}.weight"], state[f"{layer}.bias"]
     return weights, {**scores, "samples": float(len(early))}
-
-
-CHUNK, BURN = 96, 24
-"""Steps of a training sequence of the LSTM, and those at its start that are not scored."""
 
 
 def fit_lstm(
@@ -138,55 +162,34 @@ def fit_lstm(
     """Return the weights of an LSTM and its scores. Raises InputError without anything to learn from."""
     import torch
 
-    parts = [_sequences(s, options.split, options.without) for s in sessions]
-    x, y, ok, bound, weight = (np.concatenate([p[i] for p in parts]) for i in range(5))
-    late = np.concatenate([p[5] for p in parts])
-    rng = np.random.default_rng(options.seed)
-    early, held = np.flatnonzero(~late), np.flatnonzero(late)
-    per_batch = max(options.batch // CHUNK * 4, 8)
-    if len(early) < per_batch or not len(held):
-        raise InputError(f"{len(early)} sequences of {CHUNK * STRIDE} ticks are too few to fit an LSTM to")
+    from .crew import crew
+    from .sequences import CHUNK, LstmModule
+
     torch.manual_seed(options.seed)
-    cell: Any = LstmModule(options.hidden)
-    tx, ty, tok, tbound, tweight = (torch.from_numpy(a) for a in (x, y, ok, bound, weight))
+    net: Any = LstmModule(options.hidden)
+    with crew(sessions, options) as parts:
+        rng = np.random.default_rng(options.seed)
+        early, held = np.flatnonzero(~parts.late), np.flatnonzero(parts.late)
+        per_batch = max(options.batch // CHUNK * 4, 8)
+        if len(early) < per_batch or not len(held):
+            raise InputError(f"{len(early)} sequences of {CHUNK} steps are too few to fit an LSTM to")
 
-    def loss_of(rows: npt.NDArray[np.int64]) -> torch.Tensor:
-        i = torch.from_numpy(rows)
-        return _loss(cell(tx[i])[:, BURN:], ty[i][:, BURN:], tbound[i][:, BURN:], (tweight * tok)[i][:, BURN:])
+        def learn(rows: npt.NDArray[np.int64]) -> float:
+            gradients, loss = parts.gradient(_state(net), rows)
+            for value, gradient in zip(net.parameters(), gradients, strict=True):
+                value.grad = torch.from_numpy(gradient)
+            return loss
 
-    def batches() -> list[npt.NDArray[np.int64]]:
-        order = rng.permutation(early)
-        return [order[k : k + per_batch] for k in range(0, len(order) - per_batch + 1, per_batch)]
+        def batches() -> list[npt.NDArray[np.int64]]:
+            order = rng.permutation(early)
+            return [order[k : k + per_batch] for k in range(0, len(order) - per_batch + 1, per_batch)]
 
-    scores = _train(cell, loss_of, batches, lambda: loss_of(held), options, progress)
-    return cell.arrays(), {**scores, "samples": float(len(early) * CHUNK)}
+        scores = _train(net, learn, batches, lambda: parts.loss(_state(net), held), options, progress)
+    return net.arrays(), {**scores, "samples": float(len(early) * CHUNK)}
 
 
-def _sequences(session: Session, split: float, without: tuple[str, ...]) -> tuple[npt.NDArray[Any], ...]:
-    """Return x (M, CHUNK, INPUTS), y (M, CHUNK, K), known, bound, weight and which chunks are for validation."""
-    truth, size = truths(session), session.demand.shape[1]
-    end = int(session.ticks * split)
-    steps = end // STRIDE
-    x: Float32Array = np.empty((steps, INPUTS, size), np.float32)
-    scale: Float32Array = np.empty((steps, size), np.float32)
-    for t, history in enumerate(session.replay(end=steps * STRIDE)):
-        if history.count % STRIDE == 0:
-            inputs_of(history, x[t // STRIDE])
-            scale[t // STRIDE] = history.scale
-    at = np.arange(steps) * STRIDE + STRIDE - 1
-    keep = np.flatnonzero(active_series(session, without))
-    ok = truth.known[at].all(axis=1) & (at < end - 10)[:, None]
-    y = np.where(ok[:, None], truth.value[at] / scale[:, None], 0.0).astype(np.float32)
-    usual = np.maximum(scale.mean(axis=0), 1e-6)
-    weight = np.minimum(scale / usual, MOST_WEIGHT)
-    chunks = steps // CHUNK
-
-    def cut(a: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        a = np.moveaxis(a[: chunks * CHUNK][..., keep], -1, 0)
-        return np.ascontiguousarray(a.reshape(len(keep) * chunks, CHUNK, *a.shape[2:]))
-
-    late = np.tile(np.arange(chunks) >= chunks * (1.0 - VALIDATION), len(keep))
-    return cut(x), cut(y), cut(ok).astype(np.float32), cut(truth.bound[at]), cut(weight.astype(np.float32)), late
+def _state(net: Any) -> list[Float32Array]:
+    return [value.detach().numpy() for value in net.parameters()]
 
 
 def quantiles(z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
@@ -204,8 +207,13 @@ def quantiles(z: torch.Tensor, x: torch.Tensor | None = None) -> torch.Tensor:
     return steps.cumsum(dim=-1)
 
 
-def _loss(q: torch.Tensor, y: torch.Tensor, bound: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return the mean weighted pinball loss of ``q`` (..., K, Q) given ``y`` and ``bound`` (..., K)."""
+def weighted_loss(
+    q: torch.Tensor, y: torch.Tensor, bound: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the sum of the pinball losses of ``q`` (..., K, Q), times ``weight`` (...), and the sum of the weights.
+
+    ``y`` and ``bound`` (..., K): what came, and where that is only known from below.
+    """
     import torch
 
     level = torch.tensor(LEVELS)
@@ -213,15 +221,17 @@ def _loss(q: torch.Tensor, y: torch.Tensor, bound: torch.Tensor, weight: torch.T
     loss = torch.maximum(level * miss, (level - 1.0) * miss)
     loss = torch.where(bound[..., None] & (miss <= 0.0), torch.zeros(()), loss)
     each = (loss * torch.tensor(LEVEL_WEIGHT)).mean(dim=(-1, -2))
-    return (each * weight).sum() / weight.sum()
+    return (each * weight).sum(), weight.sum()
 
 
 def _train(
-    net: Any, loss_of: Callable[[npt.NDArray[np.int64]], torch.Tensor],
-    batches: Callable[[], list[npt.NDArray[np.int64]]], judge: Callable[[], torch.Tensor], options: FitOptions,
-    progress: Callable[[str], None],
+    net: Any, learn: Callable[[npt.NDArray[np.int64]], float], batches: Callable[[], list[npt.NDArray[np.int64]]],
+    judge: Callable[[], float], options: FitOptions, progress: Callable[[str], None],
 ) -> dict[str, float]:  # fmt: skip
-    """Fit in place; keep the epoch with the least validation loss. Return its scores."""
+    """Fit in place; keep the epoch with the least validation loss. Return its scores.
+
+    ``learn`` fills the gradients and returns the loss of a batch, ``judge`` returns the validation loss.
+    """
     import torch
 
     optimiser = torch.optim.AdamW(net.parameters(), options.rate, weight_decay=1e-4)
@@ -232,42 +242,13 @@ def _train(
         total = 0.0
         rows = batches()
         for chosen in rows:
-            loss = loss_of(chosen)
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call] # torch has no types for it
+            total += learn(chosen)
             torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimiser.step()
             schedule.step()
-            total += float(loss.detach())
-        with torch.no_grad():
-            now = float(judge())
+        now = judge()
         progress(f"epoch {epoch + 1} of {options.epochs}: loss {total / len(rows):.4f}, held apart {now:.4f}")
         if now < best:
             best, kept, done = now, {k: v.clone() for k, v in net.state_dict().items()}, epoch + 1
     net.load_state_dict(kept)
     return {"validation_loss": best, "epochs": float(done)}
-
-
-def LstmModule(hidden: int) -> Any:  # noqa: N802 - a class that torch must be imported for
-    """Return the LSTM as a torch module: (M, steps, INPUTS) to (M, steps, K, Q)."""
-    from torch import nn
-
-    class Module(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.cell = nn.LSTM(INPUTS, hidden, batch_first=True)
-            self.head = nn.Linear(hidden, K * Q)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            hidden: torch.Tensor = self.cell(x)[0]
-            return quantiles(self.head(hidden))
-
-        def arrays(self) -> Arrays:
-            state = {name: value.detach().numpy() for name, value in self.state_dict().items()}
-            return {
-                "w": state["cell.weight_ih_l0"], "u": state["cell.weight_hh_l0"],
-                "b": state["cell.bias_ih_l0"] + state["cell.bias_hh_l0"], "v": state["head.weight"],
-                "d": state["head.bias"],
-            }  # fmt: skip
-
-    return Module()

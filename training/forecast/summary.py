@@ -44,7 +44,33 @@ def summarise(done: Backtest) -> dict[str, Any]:
             str(u): {h.name: _shares(done, k, references, uuid == u) for k, h in enumerate(HORIZONS)}
             for u in np.unique(uuid)
         }
+    if "mixture" in names:
+        vms = sorted({x.uuid for x in done.series})
+        out["coverage_by_vm"] = {u: {h.name: _coverage(done, k, u) for k, h in enumerate(HORIZONS)} for u in vms}
+        rows = [row for horizons in out["coverage_by_vm"].values() for of in horizons.values() for row in of.values()]
+        worst = [abs(row["q90"] - LEVELS[1]) for row in rows if row["ticks"] >= LONG_TICKS]
+        out["coverage_by_vm_worst"] = round(max(worst), 4) if worst else None
     return out
+
+
+def _coverage(done: Backtest, k: int, uuid: str) -> dict[str, dict[str, Any]]:
+    """Return a VM's uncensored ticks and the shares that the mixture covers: of all its resources, and of each.
+
+    Ticks of all its sessions count.
+    """
+    whose = np.array([s.uuid == uuid for s in done.series])
+    resource = np.array([s.resource for s in done.series])
+    _, _, covered, uncensored = done.table("mixture", k)
+    rows: dict[str, dict[str, Any]] = {}
+    for r in (None, *np.unique(resource).tolist()):
+        chosen = whose if r is None else whose & (resource == r)
+        sure = chosen & (uncensored > 0)
+        ticks = int(uncensored[sure].sum())
+        if ticks:
+            shares = (covered[sure] * uncensored[sure, None]).sum(axis=0) / ticks
+            name = "all" if r is None else RESOURCES[r]
+            rows[name] = {"ticks": ticks} | {key: round(float(shares[q]), 4) for q, key in enumerate(_KEYS)}
+    return rows
 
 
 def _row(done: Backtest, name: str, k: int) -> dict[str, Any]:
