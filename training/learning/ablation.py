@@ -12,7 +12,7 @@ from typing import Any
 
 from foreshare.policies.errors import InputError
 
-from .config import GROUPS, Layers, NetworkConfig, TrainConfig, as_table, config_hash
+from .config import GROUPS, Layers, NetworkConfig, TrainConfig, config_hash, from_values
 from .judge import Play, play_on_ray
 from .state import CHECKPOINT, load
 from .train import Tell, TrainOptions, train
@@ -101,7 +101,7 @@ def _begun(folder: Path, config: TrainConfig, seed: int) -> bool:
     if not (folder / CHECKPOINT).exists():
         return False
     progress = load(folder)[0]
-    if progress.seed != seed or progress.config != as_table(config):
+    if progress.seed != seed or from_values(progress.config) != config:
         raise InputError(f"{folder} holds a training with another configuration: give an empty folder")
     return True
 
