@@ -252,7 +252,7 @@ class Session:
         if reading.present.any():
             return None
         names = [repr(name) for name in hal.vms.name[:_NAMED]] + ["..."] * (len(hal.vms) > _NAMED)
-        self.say(f"none of the {len(hal.vms)} VMs is there yet, waiting for {', '.join(names)}")
+        self.say(f"no VM is there yet, waiting for {', '.join(names)}")
         loop.observers.append(first := _Arrival(self.say))
         return first
 

@@ -8,18 +8,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .train import require, tell
+from .train import add_experiment, require, tell, what_to_learn
 from .values import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--config", default="champion", metavar="F.toml", help="a file, or a shipped one (default champion)"
-    )
-    parser.add_argument(
-        "--seed", type=whole(0, 2**31 - 1), default=0, metavar="K", help="seed of everything (default 0)"
-    )
+    what_to_learn(parser, "champion")
     parser.add_argument(
         "--steps", type=whole(1, 10**12), metavar="N", help="simulator steps (ticks of one VM) for each variant"
     )
@@ -30,13 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the trainings (default out/ablate/NAME-SEED); gone on with"
     )
-    parser.add_argument(
-        "--address", default="local", metavar="A", help="a Ray cluster; auto finds it (default: this machine)"
-    )
-    parser.add_argument(
-        "--experiment", default="foreshare", metavar="NAME", help="experiment in MLflow (default foreshare)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    add_experiment(parser)
 
 
 def execute(args: argparse.Namespace) -> int:

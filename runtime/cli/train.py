@@ -18,24 +18,34 @@ NEEDED = ("ray", "torch", "mlflow", "gymnasium")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--config", default="champion", metavar="F.toml", help="a file, or a shipped one (default champion)"
-    )
-    parser.add_argument(
-        "--seed", type=whole(0, 2**31 - 1), default=0, metavar="K", help="seed of everything (default 0)"
-    )
+    what_to_learn(parser, "champion")
     parser.add_argument(
         "--steps", type=whole(1, 10**12), metavar="N", help="simulator steps (ticks of one VM) to spend"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the training (default out/train/NAME-SEED)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the training in this folder")
+    add_experiment(parser)
+
+
+def what_to_learn(parser: argparse.ArgumentParser, config: str) -> None:
+    """Declare what all verbs that learn have; ``config``: the default."""
+    parser.add_argument(
+        "--config", default=config, metavar="F.toml", help=f"a file, or a shipped one (default {config})"
+    )
+    parser.add_argument(
+        "--seed", type=whole(0, 2**31 - 1), default=0, metavar="K", help="seed of everything (default 0)"
+    )
     parser.add_argument(
         "--address", default="local", metavar="A", help="a Ray cluster; auto finds it (default: this machine)"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """Declare where in MLflow the runs go."""
     parser.add_argument(
         "--experiment", default="foreshare", metavar="NAME", help="experiment in MLflow (default foreshare)"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def require() -> None:

@@ -7,23 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-from .train import require, tell
+from .train import require, tell, what_to_learn
 from .values import whole
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--config", default="es", metavar="F.toml", help="a file, or a shipped one (default es)")
-    parser.add_argument(
-        "--seed", type=whole(0, 2**31 - 1), default=0, metavar="K", help="seed of everything (default 0)"
-    )
+    what_to_learn(parser, "es")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the search (default out/tune/NAME-SEED)")
     parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the search in this folder")
     parser.add_argument("--at-once", type=whole(1, 1024), default=1, metavar="N", help="trials at a time (default 1)")
-    parser.add_argument(
-        "--address", default="local", metavar="A", help="a Ray cluster; auto finds it (default: this machine)"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def execute(args: argparse.Namespace) -> int:

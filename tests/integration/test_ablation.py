@@ -15,6 +15,7 @@ from foreshare.runtime.cli.main import main
 from foreshare.training.learning.ablation import WATER_FILLING, AblateOptions, ablate, as_lines, variants
 from foreshare.training.learning.config import TrainConfig, load_config
 from foreshare.training.learning.judge import play_here
+from foreshare.training.learning.state import CHECKPOINT
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]  # MLflow's
 CHAMPION = load_config("champion")
@@ -49,10 +50,13 @@ def test_every_part_is_taken_away_and_what_is_done_is_kept(
     networks = [np.concatenate([a.ravel() for a in Network.load(r["policy"]).arrays.values()]) for r in rows.values()]
     assert len({n.tobytes() for n in networks}) == len(networks)
 
-    kept = Path(rows["whole"]["policy"]).stat().st_mtime_ns
+    checkpoints = sorted(tmp_path.glob(f"*/{CHECKPOINT}"))
+    kept = [path.stat().st_mtime_ns for path in checkpoints]
+    assert len(kept) == len(rows)
     again = ablate(options(tmp_path), tell=(said := []).append, play=play_here)
     assert again["variants"] == rows
-    assert not any("iteration" in line for line in said) and Path(rows["whole"]["policy"]).stat().st_mtime_ns >= kept
+    assert len(said) == len(rows) and not any("iteration" in line for line in said)
+    assert [path.stat().st_mtime_ns for path in checkpoints] == kept  # nothing was trained again
     lines = as_lines(result)
     assert len(lines) == 2 + len(rows) and lines[1].startswith("triage, not corrected")
 

@@ -354,7 +354,7 @@ def test_a_run_without_vms_says_that_it_waits_and_at_the_end_that_nobody_came(vm
     run = run_with(spare, tmp_path, "--ticks", "20", "--json")
     _, said = run.communicate(timeout=60)
     assert run.returncode == 0 and said.splitlines() == [
-        "foreshare: none of the 2 VMs is there yet, waiting for '(free 1)', '(free 2)'",
+        "foreshare: no VM is there yet, waiting for '(free 1)', '(free 2)'",
         "foreshare: no VM was there in the whole run: nothing was partitioned",
     ]
     late = f"{vms[0]}-late"
@@ -363,7 +363,7 @@ def test_a_run_without_vms_says_that_it_waits_and_at_the_end_that_nobody_came(vm
         "--ticks", "300", "--json",
     )  # fmt: skip
     assert run.stderr is not None
-    assert "none of the 1 VMs is there yet, waiting for 'late'" in run.stderr.readline()
+    assert "no VM is there yet, waiting for 'late'" in run.stderr.readline()
     make(late)
     try:
         _, said = run.communicate(timeout=60)

@@ -184,7 +184,7 @@ def _other_groups(files: Files, info: ResctrlInfo, names: GroupNames) -> dict[st
 def foreign_ways(files: Files, top: int, info: ResctrlInfo, names: GroupNames) -> dict[str, int]:
     """Return, for each group that is not ours, a mask of the ways that it keeps for itself in any domain.
 
-    A group with the whole mask, as the kernel makes them, keeps none: 0. Raises OSError, HostError.
+    A group with the whole mask, as the kernel makes them, keeps none: 0. Raises OSError.
     """
     # pqos' groups cannot be told from ours where its prefix is used; the claim looks at them again.
     pqos = names.prefix == PQOS
