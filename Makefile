@@ -19,9 +19,11 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# A test that hangs where no signal reaches it (inside a library) ends the run, and says where.
 unit: $(VENV)/.dev
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest -m "not lab and not soak" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -m "not lab and not soak" --cov --cov-report=term:skip-covered \
+	  -o faulthandler_timeout=1300 -o faulthandler_exit_on_timeout=true
 
 # Inside small guests with a kernel of their own, one for each file (monitoring ids run out); see tests/lab/README.md.
 # 125: the guest itself ended early, as one without KVM may on a busy machine. That says nothing about us: again.

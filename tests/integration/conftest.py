@@ -9,13 +9,13 @@ import pytest
 
 @pytest.fixture(scope="session")
 def ray_here() -> Iterator[None]:
-    """Ray on this machine, one CPU, as small as it gets; torch with one thread, as trainings share the CPUs."""
+    """Ray on this machine, two CPUs, as small as it gets; torch with one thread, as trainings share the CPUs."""
     import torch
 
-    from foreshare.training.learning.train import ray_session
+    from foreshare.training.cluster import ray_session
 
     torch.set_num_threads(1)
-    with ray_session("local", num_cpus=1, object_store_memory=80 * 2**20):
+    with ray_session("local", num_cpus=2, object_store_memory=80 * 2**20):
         yield
 
 

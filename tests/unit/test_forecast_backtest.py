@@ -174,7 +174,9 @@ def test_actors_fit_the_same_lstm(session: Session) -> None:
     two = [session, dataclasses.replace(session, name="another", uuid=tuple(f"x{u}" for u in session.uuid))]
     options = FitOptions(hidden=4, epochs=1, batch=192)
     here, scores = fit_lstm(two, options)
-    there, others = fit_lstm(two, dataclasses.replace(options, workers=2))
+    told: list[str] = []
+    there, others = fit_lstm(two, dataclasses.replace(options, workers=3), told.append)
+    assert told[0].startswith("2 actors, not 3"), "never more than can begin"
     assert others["samples"] == scores["samples"]
     assert others["validation_loss"] == pytest.approx(scores["validation_loss"], rel=0.05)
     assert there["u"].shape == here["u"].shape

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from foreshare.policies.forecast.history import Float32Array
-from foreshare.training.learning.train import ray_session
+from foreshare.training.cluster import answers, cpus, ray_session
 
 from .dataset import Session
 from .fit import FitOptions
@@ -51,16 +51,21 @@ class Crew:
 
 
 @contextmanager
-def crew(sessions: Sequence[Session], options: FitOptions) -> Iterator[Crew]:
-    """Have the parts for a while. Raises InputError where there is no Ray cluster at the address named."""
-    count = min(options.workers, len(sessions))
-    if count == 0:
+def crew(sessions: Sequence[Session], options: FitOptions, tell: Callable[[str], None]) -> Iterator[Crew]:
+    """Have the parts for a while: no more actors than the cluster has CPUs, as one without a CPU would never begin.
+
+    Raises InputError where there is no Ray cluster at the address named.
+    """
+    if not options.workers or not sessions:
         part = Part(sessions, options.split, options.without, options.hidden)
         yield Crew([part.late()], lambda method, state, rows: [getattr(part, method)(state, rows[0])])
         return
     with ray_session(options.ray_address):
         import ray
 
+        count = min(options.workers, len(sessions), cpus())
+        if count < options.workers:
+            tell(f"{count} actors, not {options.workers}: {len(sessions)} recordings, {cpus()} CPUs in the Ray cluster")
         longest = sorted(sessions, key=lambda s: -s.ticks * s.vms)
         actor: Any = ray.remote(num_cpus=1)(Part)
         parts: list[Any] = [
@@ -69,9 +74,6 @@ def crew(sessions: Sequence[Session], options: FitOptions) -> Iterator[Crew]:
 
         def ask(method: str, state: State, rows: Sequence[Rows]) -> list[Any]:
             shared = ray.put(list(state))
-            answers: list[Any] = ray.get(
-                [getattr(p, method).remote(shared, own) for p, own in zip(parts, rows, strict=True)]
-            )
-            return answers
+            return answers([getattr(p, method).remote(shared, own) for p, own in zip(parts, rows, strict=True)], tell)
 
-        yield Crew(ray.get([p.late.remote() for p in parts]), ask)
+        yield Crew(answers([p.late.remote() for p in parts], tell), ask)

@@ -167,7 +167,7 @@ def fit_lstm(
 
     torch.manual_seed(options.seed)
     net: Any = LstmModule(options.hidden)
-    with crew(sessions, options) as parts:
+    with crew(sessions, options, progress) as parts:
         rng = np.random.default_rng(options.seed)
         early, held = np.flatnonzero(~parts.late), np.flatnonzero(parts.late)
         per_batch = max(options.batch // CHUNK * 4, 8)

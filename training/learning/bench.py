@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foreshare.policies.learned import Network
+from foreshare.training.cluster import ray_session
 
 from .config import PpoConfig, Runner, ScenesConfig, TrainConfig
 from .ppo import Ppo
 from .torch_loop import TorchLoop
-from .train import ray_session
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

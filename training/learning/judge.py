@@ -11,6 +11,7 @@ from foreshare.envs.simulator.suites import load_suite, suite_hash
 from foreshare.policies.errors import InputError
 from foreshare.policies.host import FloatArray
 from foreshare.policies.learned import Network
+from foreshare.training.cluster import answers
 
 from .config import TrainConfig
 from .members import Match, Members, late_of_members, relative
@@ -33,8 +34,7 @@ def play_on_ray(matches: Sequence[Match], members: Members) -> Iterable[FloatArr
     shared = ray.put(members)
     order = sorted(range(len(matches)), key=lambda i: -matches[i].steps)
     references = {i: task.remote(matches[i], shared) for i in order}
-    found: list[FloatArray] = ray.get([references[i] for i in range(len(matches))])
-    return found
+    return answers([references[i] for i in range(len(matches))])
 
 
 class Judge:

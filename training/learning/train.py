@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from foreshare.envs.simulator.suites import load_suite, suite_hash
 from foreshare.policies.errors import InputError
 from foreshare.policies.features import schema_hash
 from foreshare.policies.learned import Network
+from foreshare.training.cluster import ray_session
 from foreshare.training.evaluate_cache import code_version
 
 from .config import DEADLINE, Learner, TrainConfig, as_table, config_hash, from_values
@@ -26,8 +27,6 @@ from .state import CHECKPOINT, CURVE, POLICY, RESULT, Progress, load, save, writ
 from .tracking import Tracker, flat, git_commit
 
 Tell = Callable[[str], None]
-RAY_ATTEMPTS = 3
-"""Ray gives its own processes 30 s to start, which a busy machine may not manage."""
 
 
 class Learning(Protocol):
@@ -91,41 +90,6 @@ def make_learner(config: TrainConfig, network: Network, seed: int, play: Play = 
     from .ppo import Ppo
 
     return Ppo(config, network, seed)
-
-
-@contextmanager
-def ray_session(address: str = "local", **own: Any) -> Iterator[None]:
-    """Have Ray for a while: the cluster at ``address``, or one of this machine's own; one that there is already stays.
-
-    An empty address: do without. ``own``: what else ``ray.init`` is told.
-    Raises InputError where there is no cluster.
-    """
-    import logging
-
-    if not address:
-        yield
-        return
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    for name in ("ray", "ray.rllib"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    if address == "local":
-        own["include_dashboard"] = False
-    for attempt in range(RAY_ATTEMPTS):
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **own)
-            break
-        except Exception as e:  # Ray raises all kinds, bare Exceptions where it was slow among them
-            ray.shutdown()
-            if attempt + 1 == RAY_ATTEMPTS or address != "local":
-                raise InputError(f"no Ray cluster at {address!r}: {' '.join(str(e).split())[:160]}") from e
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def train(options: TrainOptions, tell: Tell = lambda line: None, play: Play = play_on_ray) -> dict[str, Any]:

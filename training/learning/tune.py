@@ -21,12 +21,13 @@ import numpy as np
 from foreshare.policies.errors import ConfigError, InputError
 from foreshare.policies.features import schema_hash
 from foreshare.policies.learned import Network
+from foreshare.training.cluster import ray_session
 
 from .config import DEADLINE, TrainConfig, as_table, config_hash, from_values, with_value
 from .judge import Judge, play_here
 from .state import POLICY, Progress, load, save, write_whole
 from .tracking import Tracker, git_commit
-from .train import make_learner, ray_session, starting_network
+from .train import make_learner, starting_network
 
 Tell = Callable[[str], None]
 SCORE, ITERATION = "score", "training_iteration"
