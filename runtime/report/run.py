@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from foreshare.policies.errors import InputError
-from foreshare.policies.host import RESOURCES, Isolation, R, Resource
+from foreshare.policies.host import RESOURCES, R, Resource
 from foreshare.runtime.runlog import RunLog
 from foreshare.runtime.tables import TOLERANCE, nested, number
 
@@ -89,9 +89,7 @@ class Run:
 
     def isolation(self, vm: int) -> str:
         """Return a VM's isolation class as a word."""
-        value = self.entry("vm_isolation", vm, 0)
-        known = isinstance(value, int) and value in Isolation.__members__.values()
-        return Isolation(value).name.lower() if known else esc(value, 16)
+        return esc(self.entry("vm_isolation", vm, "shared"), 16)
 
 
 def vms_of_interest(run: Run) -> list[int]:

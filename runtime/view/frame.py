@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foreshare.policies.host import RESOURCES, Isolation, R, Resource
+from foreshare.policies.host import RESOURCES, R, Resource
 from foreshare.runtime.report.page import PALETTE
 from foreshare.runtime.runlog import SEVERAL
 from foreshare.runtime.tables import TOLERANCE, amount, printable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Line = list["Segment"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-ISOLATION = {Isolation.SHARED: "shr", Isolation.ISOLATED: "iso", Isolation.SECURITY: "sec"}
+SHORT = {"shared": "shr", "isolated": "iso", "security": "sec"}
 MAX_STRIP_LINES = 3
 MAX_EVENT_LINES = 5
 SHRINK = 0.985
@@ -80,7 +80,7 @@ class Painter:
         names = [printable(n, 64) for n in meta.get("vm_names", [])]
         self._names = [n.encode("ascii", "replace").decode() for n in names] if ascii_only else names
         self._ellipsis = "~" if ascii_only else "…"
-        self._isolation = [ISOLATION.get(i, printable(i, 3)) for i in meta.get("vm_isolation", [])]
+        self._isolation = [SHORT.get(str(i), printable(i, 3)) for i in meta.get("vm_isolation", [])]
         self._priority = [printable(p, 3) for p in meta.get("vm_priority", [])]
         self._cpu_ids = [int(i) for i in meta.get("cpu_ids", [])]
         self._cpu_zone = [int(z) for z in meta.get("cpu_zone", [])]

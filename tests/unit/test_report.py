@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foreshare.policies.errors import HostError, InputError
-from foreshare.policies.host import R, Resource
+from foreshare.policies.host import Isolation, R, Resource
 from foreshare.runtime import report
 from foreshare.runtime.report import figures, html
 from foreshare.runtime.report.page import PALETTE
@@ -21,6 +21,7 @@ from foreshare.runtime.report.run import Run, vm_colours, vms_of_interest
 from foreshare.runtime.report.sections import together
 from foreshare.runtime.runlog import NOBODY, SEVERAL, STAGES, Event, RunLog
 
+CLASSES = [i.name.lower() for i in Isolation]  # as runtime/observers.py names them
 VOID = {"meta", "input", "br", "img", "use", "path", "rect", "image", "line", "circle"}
 SVG_NAMESPACES = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
 HOSTILE = (
@@ -34,7 +35,7 @@ def make_log(n=3, cpus=8, rows=120, *, names=None, events=True, seed=0):
     meta = {
         "hal": "simulated", "policy": "water-filling", "tick_ms": 10, "scenario": "mixed", "seed": seed,
         "vm_names": [names[i % len(names)] if names else f"vm-{i}" for i in range(n)],
-        "vm_uuids": [f"uuid-{i}" for i in range(n)], "vm_isolation": [i % 3 for i in range(n)],
+        "vm_uuids": [f"uuid-{i}" for i in range(n)], "vm_isolation": [CLASSES[i % 3] for i in range(n)],
         "vm_priority": [i % 7 for i in range(n)],
         "units": {"cpu": "1/10 CPU", "cache": "way", "memory": "10 % MBA", "io": "1 % of io.max"},
         "capacity": {"cpu": 10 * cpus, "cache": 12, "memory": 10, "io": 100},

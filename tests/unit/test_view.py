@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreshare.policies.host import R
+from foreshare.policies.host import Isolation, R
 from foreshare.runtime.runlog import NOBODY, SEVERAL, Event
 from foreshare.runtime.tables import TOLERANCE, number, policy_share_pct, printable, summary_rows, summary_table
 from foreshare.runtime.view import LiveView, ProgressLine, Snapshot, open_view
@@ -30,6 +30,7 @@ HOSTILE = [
     "tab\tbed",
 ]
 GLYPHS = "█┃▒·"
+CLASSES = [i.name.lower() for i in Isolation]  # as runtime/observers.py names them
 
 
 class Terminal(io.StringIO):
@@ -68,7 +69,7 @@ def make_meta(n=16, cpus=32, names=None):
     return {
         "hal": "simulated", "policy": "water-filling", "scenario": "mixed", "seed": 1, "tick_ms": 10,
         "vm_names": [names[i % len(names)] if names else f"vm-{i}" for i in range(n)],
-        "vm_isolation": [i % 3 for i in range(n)], "vm_priority": [i % 9 for i in range(n)],
+        "vm_isolation": [CLASSES[i % 3] for i in range(n)], "vm_priority": [i % 9 for i in range(n)],
         "units": {"cpu": "1/10 CPU", "cache": "way", "memory": "10 % MBA", "io": "1 %"},
         "movable": {"cpu": True, "cache": True, "memory": True, "io": True},
         "cpu_ids": list(range(100, 100 + cpus)), "cpu_zone": [int(i >= cpus // 2) for i in range(cpus)],
@@ -124,7 +125,8 @@ def test_80_by_24_shows_what_matters():
     assert lines[0].endswith("1.0 of 30.0 s")
     assert "100 ticks, 2 missed · 99.0 % policy · 12 contentions · p50 210 p99 480 us" in lines[1]
     assert lines[2].startswith("cores abcdefghijklmnop abcdef")  # the gap is the border between two zones
-    assert re.search(r"^b vm-1 +iso +1 +2 101,117 ", text, re.M)
+    for row in (r"^a vm-0 +shr +0 ", r"^b vm-1 +iso +1 +2 101,117 ", r"^c vm-2 +sec +2 "):
+        assert re.search(row, text, re.M)
     assert "event 5" in text
 
 
