@@ -56,9 +56,9 @@ def open_world(
     if policy.startswith(ORACLE_PREFIX):
         from .oracles import INFORMED, informed_mind, oracle_mind, world_of
 
-        if policy == INFORMED:
+        if policy in INFORMED:
             hal = SimulatedHal(scenario, seed, tick_ms=TICK_MS)
-            return HalWorld(hal, lambda host: informed_mind(hal, host, seed), hal.simulator.tick_ns)
+            return HalWorld(hal, lambda host: informed_mind(policy, hal, host, seed), hal.simulator.tick_ns)
         hal = SimulatedHal(world_of(policy, scenario), seed, tick_ms=TICK_MS)
         return HalWorld(hal, lambda host: oracle_mind(policy, hal, host, seed), hal.simulator.tick_ns)
     hal = SimulatedHal(scenario, seed, tick_ms=TICK_MS)

@@ -59,7 +59,7 @@ def policy_names(wanted: str) -> tuple[str, ...]:
         return tuple(POLICIES)
     from .oracles import INFORMED, ORACLES
 
-    return (*POLICIES, *ORACLES, INFORMED)
+    return (*POLICIES, *ORACLES, *INFORMED)
 
 
 def policy_identity(name: str) -> str:
@@ -76,6 +76,11 @@ def policy_identity(name: str) -> str:
 def _named_identity(name: str) -> str:
     if name not in policy_names(name):
         raise InputError(f"no policy named {name!r}; there are {', '.join(policy_names(ORACLE_PREFIX))}")
+    if name.startswith(ORACLE_PREFIX):
+        from .oracles import INFORMED
+
+        if name in INFORMED:
+            return content_hash([name, policy_identity(INFORMED[name])])
     knobs = repr(sorted(asdict(tuned_knobs(name)).items())) if name in KNOBS else ""
     return content_hash([name, knobs, code_version()])
 

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="static,forecast",
         metavar="A,B",
         help=f"which, of {', '.join(POLICIES)}; all: all of these; champion, a bundle's folder or a network's"
-        " .npz; for bounds oracle-state, -paying, -free",
+        " .npz; for bounds oracle-state, -paying, -free, -triage, -champion",
     )
     parser.add_argument("--seeds", type=whole(1, 1000), default=3, metavar="K", help="seeds per scenario (default 3)")
     parser.add_argument(

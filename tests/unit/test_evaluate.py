@@ -264,6 +264,20 @@ def test_an_oracle_is_evaluated_like_any_policy(suite: Suite) -> None:
     assert over["static"]["closure_paying"] == 0.0 and over["static"]["closure_free"] is None
 
 
+def test_what_a_policy_is_worth_that_knows(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = {"triage": "oracle-triage", "champion": "oracle-champion"}
+    result = evaluate(replace(suite, emu_rounds=0, step_ticks=0), [*pairs, *pairs.values()], 2)
+    over = {policy: loads["over"]["slo_violation_pct"] for policy, loads in result["policies"].items()}
+    assert all(over[knows] < over[sees] for sees, knows in pairs.items())
+    assert len(set(over.values())) == 4, "each is a policy of its own"
+    before = [evaluate_cache.policy_identity(name) for name in pairs.values()]
+    monkeypatch.setattr(evaluate_cache, "network_identity", lambda name: "another network")
+    evaluate_cache._named_identity.cache_clear()
+    after = [evaluate_cache.policy_identity(name) for name in pairs.values()]
+    evaluate_cache._named_identity.cache_clear()
+    assert [a == b for a, b in zip(before, after, strict=True)] == [True, False], "its weights are part of what it is"
+
+
 def test_what_cannot_be_evaluated_is_refused(suite: Suite, tmp_path: Path) -> None:
     for policies, seeds, jobs in (([], 1, 0), (["static", "static"], 1, 0), (["static"], 0, 0), (["static"], 1, -1)):
         with pytest.raises(InputError):

@@ -6,6 +6,7 @@ free          the same where moving costs nothing: judged in a world without war
 state         true backlog and ages, the arrivals of the tick just done repeated: no future
 horizon       a linear program over a whole window, a bound from below on V, for tests (:mod:`.horizon`)
 triage        no optimiser: triage, fed by true demand and backlog (:mod:`.informed`)
+champion      the same with the champion that ships; with the two above it tells what is lost to what cannot be seen
 ============  ==================================================================================================
 
 None of the first three is an upper bound: they optimise a window again in every tick, and backlog and the costs of

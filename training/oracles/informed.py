@@ -1,28 +1,35 @@
-"""Triage that knows: fed by true demand and backlog instead of estimates, what better forecasts can be worth to it."""
+"""Policies that know, fed by true demand and backlog instead of estimates: what better ones can be worth."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from foreshare.envs.hal.simulated import SimulatedHal
-from foreshare.policies.allocators import Triage
 from foreshare.policies.backlog_forecast import BacklogKnobs
 from foreshare.policies.decide import UNHURRIED, DecideOptions, Mind
+from foreshare.policies.errors import InputError
 from foreshare.policies.forecast import Forecast
 from foreshare.policies.host import CACHE, Host, IntArray
 from foreshare.policies.reading import Reading
-from foreshare.policies.registry import tuned_knobs
+from foreshare.policies.registry import KNOBS, LEARNED_BASE, make_mind, tuned_knobs
 
 from .allocator import OracleAllocator
 
-INFORMED = "oracle-triage"
+INFORMED = {"oracle-triage": "triage", "oracle-champion": "champion"}
+"""The policies that there are of this kind, and what each is otherwise."""
 
 
-def informed_mind(hal: SimulatedHal, host: Host, seed: int, options: DecideOptions | None = None) -> Mind:
-    """Return triage with its tuned knobs about the VMs of ``hal``, made with ``seed`` and at its start."""
-    knobs = tuned_knobs("triage")
+def informed_mind(name: str, hal: SimulatedHal, host: Host, seed: int, options: DecideOptions | None = None) -> Mind:
+    """Return a mind for the VMs of ``hal``, made with ``seed`` and at its start, that decides as ``INFORMED[name]``.
+
+    Knobs and weights are those that it has anyhow. Raises InputError for a name that does not exist.
+    """
+    if name not in INFORMED:
+        raise InputError(f"no policy named {name!r}; there are {', '.join(INFORMED)}")
+    usual = make_mind(INFORMED[name], host, options or UNHURRIED)
+    knobs = tuned_knobs(INFORMED[name] if INFORMED[name] in KNOBS else LEARNED_BASE)
     eyes = OracleAllocator("oracle-paying", hal, seed)
-    return Mind(host, TrueState(eyes, host, knobs), Triage(knobs), options or UNHURRIED)
+    return Mind(host, TrueState(eyes, host, knobs), usual.policy, options or UNHURRIED)
 
 
 class TrueState:
