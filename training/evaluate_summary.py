@@ -9,6 +9,7 @@ import numpy as np
 
 from foreshare.envs.simulator.suites import Suite
 from foreshare.policies.host import FloatArray
+from foreshare.policies.registry import POLICIES
 
 from . import metrics
 from .drive import ORACLE_PREFIX
@@ -58,7 +59,7 @@ class Results:
 
 
 def summarise(results: Results) -> dict[str, Any]:
-    """Return ``policies``, ``emu``, ``scenarios`` and ``base`` (the best policy that is no oracle, by load)."""
+    """Return ``policies``, ``emu``, ``scenarios`` and ``base``: by load, the best neither learned nor an oracle."""
     loads, everywhere = results.loads, results.scenarios
     base = {load: _best(results, everywhere, (load,)) for load in loads} | {ALL: _best(results, everywhere, loads)}
     policies = {p: _by_load(results, p, everywhere, base) for p in results.policies}
@@ -71,7 +72,9 @@ def summarise(results: Results) -> dict[str, Any]:
 
 
 def _best(results: Results, scenarios: Sequence[str], loads: Sequence[str]) -> str:
-    candidates = [p for p in results.policies if not p.startswith(ORACLE_PREFIX)] or list(results.policies)
+    """Return the best policy that is neither learned nor an oracle; of those there are, where there is none such."""
+    no_oracles = [p for p in results.policies if not p.startswith(ORACLE_PREFIX)]
+    candidates = [p for p in no_oracles if p in POLICIES] or no_oracles or list(results.policies)
     return min(candidates, key=lambda p: (float(results.violation(p, scenarios, loads).mean()), p))
 
 

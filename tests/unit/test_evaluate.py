@@ -225,17 +225,17 @@ def test_knobs_are_part_of_a_policys_identity(monkeypatch: pytest.MonkeyPatch) -
 
 def test_closure_is_measured_against_the_oracles_among_the_policies() -> None:
     suite = load_suite("smoke")
-    policies = ("static", "forecast", "oracle-paying")
+    policies = ("static", "forecast", "champion", "oracle-paying")
     results = Results(suite, policies, 2)
-    for policy, v in zip(policies, (30.0, 12.0, 2.0), strict=True):
+    for policy, v in zip(policies, (30.0, 12.0, 7.0, 2.0), strict=True):
         for scenario in results.scenarios:
             for load in results.loads:
                 for seed in range(2):
                     results.plain[policy, scenario, load, seed] = measured(v if load == "over" else 0.5, seed)
     said = sum_up(results)
-    assert said["base"]["over"] == "forecast"  # never the oracle
+    assert said["base"]["over"] == "forecast"  # never an oracle, nor what was learnt
     over = {p: said["policies"][p]["over"]["closure_paying"] for p in policies}
-    assert over == {"static": -180.0, "forecast": 0.0, "oracle-paying": 100.0}
+    assert over == {"static": -180.0, "forecast": 0.0, "champion": 50.0, "oracle-paying": 100.0}
     assert said["policies"]["static"]["mild"]["closure_paying"] is None  # nothing to close
     assert said["policies"]["static"]["all"]["closure_paying"] is None  # loads are never mixed
     assert said["policies"]["static"]["over"]["closure_free"] is None
