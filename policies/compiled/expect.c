@@ -50,9 +50,8 @@ void expect(const history_t *h, const mixture_t *m) {
     const float *past = m->was + (count + REMEMBERED - AHEAD[k]) % REMEMBERED * (1 + TABLES) * size;
     for (int i = 1; i <= TABLES; i++)
         for (int64_t s = 0; s < h->series; s++) {
-            const float *cells = m->cells + s * CELLS * HORIZONS * ENTRY;
-            read_all(cells + (int64_t)now[i * size + s] * HORIZONS * ENTRY, HORIZONS * ENTRY * 4);
-            read_all(cells + (int64_t)now[i * size + s] * HORIZONS * ENTRY + HORIZONS * ENTRY - 1, 4);
-            read_all(cells + ((int64_t)past[i * size + s] * HORIZONS + k) * ENTRY, 4);
+            const float *cells = m->cells + s * CELLS * CELL;
+            const float *learnt = cells + (int64_t)past[i * size + s] * CELL + k * ENTRY;
+            read_all(cells + (int64_t)now[i * size + s] * CELL, 4), read_all(learnt, 4), read_all(learnt + EXCESS, 4);
         }
 }

@@ -278,7 +278,7 @@ CLONES void mix(const history_t *h, mixture_t *m, const mixture_options_t *o, fl
     for (int64_t s = 0; s < series; s += BLOCK) {
         int n = series - s < BLOCK ? (int)(series - s) : BLOCK;
         look(h, m, s, n);
-        fetch_cells(m, now, s, n);
+        fetch_cells(m, s, n);
         if (m->count > (int64_t)AHEAD[now] + HORIZONS) {
             learn(h, m, o, now, s, n);
             learn_cells(h, m, now, s, n);

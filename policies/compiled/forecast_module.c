@@ -143,7 +143,7 @@ PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t coun
         m->slots[i] = slot ? (int)(length / slot) : 1;
         if (m->slots[i] < 1 || length != m->slots[i] * slot) refuse(b, "what was said is of another mixture");
     }
-    OWN(cells, CELLS * HORIZONS * ENTRY * n), OWN(now, 2 * n), OWN(was, REMEMBERED * (1 + TABLES) * row);
+    OWN(cells, CELLS * CELL * ((n + LANES - 1) / LANES * LANES)), OWN(now, 2 * n), OWN(was, REMEMBERED * (1 + TABLES) * row);
     OWN(stepped, n);
 #undef OWN
     if (members == MOST_MEMBERS) {
