@@ -55,6 +55,7 @@ typedef struct {
     float *now;                     /* (2, S) */
     float *was;                     /* (REMEMBERED, 1 + TABLES, S) */
     float *stepped;                 /* (S,) */
+    float *out;                     /* (K, Q, S) where the latest answer went, or NULL */
 } mixture_t;
 
 /* situations.c, for ``n`` series from ``s`` on: Situations.look(), .answer() into (TABLES * K * Q, BLOCK), .learn() */
