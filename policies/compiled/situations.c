@@ -53,8 +53,10 @@ enum { WELL_AHEAD = 4 * LANES };
 CLONES static void find(const mixture_t *m, int64_t count, int64_t s, places_t at) {
     const float *was = m->was + count % REMEMBERED * (1 + TABLES) * m->size + s;
     int columns = m->size - s < BLOCK ? (int)(m->size - s) : BLOCK;
-    for (int i = 0; i < TABLES; i++)
+    for (int i = 0; i < TABLES; i++) {
         for (int j = 0; j < columns; j++) at[i * BLOCK + j] = ((int32_t)was[(1 + i) * m->size + j] + j * CELLS) * CELL;
+        for (int j = columns; j < BLOCK; j++) at[i * BLOCK + j] = 0;
+    }
 }
 
 /* The cells that a tick needs are scattered: those that it reads are fetched while other things are done. */
