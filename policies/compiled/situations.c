@@ -1,7 +1,4 @@
 /* Quantiles by situation: policies/forecast/situations.py. */
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wpsabi" /* vectors are handed to nothing that is not inlined */
-#endif
 #include <string.h>
 
 #include "dense.h"
@@ -81,12 +78,11 @@ typedef float entry_t __attribute__((vector_size(4 * ENTRY), aligned(4), may_ali
 #define FOUR(a, of) ((entry_t){(a)[of], (a)[of + 1], (a)[of + 2], (a)[of + 3]})
 #endif
 
-INLINE lanes_t of_all(float x) { return (lanes_t){x, x, x, x, x, x, x, x}; }
-INLINE lanes_t either(chosen_t which, lanes_t a, lanes_t b) {
-    return (lanes_t)((which & (chosen_t)a) | (~which & (chosen_t)b));
-}
-INLINE lanes_t larger_of(lanes_t a, lanes_t b) { return either(a > b, a, b); }
-INLINE lanes_t smaller_of(lanes_t a, lanes_t b) { return either(a < b, a, b); }
+/* Macros: where there is no AVX, gcc tells of every function that takes or returns such a vector, also inlined ones. */
+#define OF_ALL(x) ((lanes_t){x, x, x, x, x, x, x, x})
+#define EITHER(which, a, b) ((lanes_t)(((which) & (chosen_t)(a)) | (~(which) & (chosen_t)(b))))
+#define LARGER(a, b) EITHER((a) > (b), a, b)
+#define SMALLER(a, b) EITHER((a) < (b), a, b)
 
 /* A 4 x 4 matrix in either half of four vectors, turned. */
 INLINE void turn_halves(const lanes_t *row, lanes_t *to) {
@@ -117,6 +113,7 @@ INLINE void turn_back(const lanes_t *from, float *cells, const int32_t *at) {
 
 CLONES void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each) {
     static const int AT[LEVELS] = {QUANTILES, QUANTILES + 1, QUANTILES + 3};
+    const lanes_t zero = OF_ALL(0.0F);
     int64_t size = h->size;
     const float *was = m->was + m->count % REMEMBERED * (1 + TABLES) * size + s;
     float *cells = m->cells + s * CELLS * CELL;
@@ -137,11 +134,11 @@ CLONES void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, con
                         new[EXCESS + q] = above(m->error[k * size + of], 0.02F * h->climate[PEAK * size + of]);
                     }
                 }
-            lanes_t base = of_all(0.0F), q[ENTRY];
+            lanes_t base = zero, q[ENTRY];
             if (!i) memcpy(&base, was + j, sizeof base);
             for (int k = 0; k < HORIZONS; k++) {
                 turn(cells + k * ENTRY, here, q);
-                for (int l = 0; l < LEVELS; l++) *(lanes_t *)(each[k * LEVELS + l] + j) = larger_of(q[l] + base, of_all(0.0F));
+                for (int l = 0; l < LEVELS; l++) *(lanes_t *)(each[k * LEVELS + l] + j) = LARGER(q[l] + base, zero);
             }
         }
 }
@@ -149,7 +146,7 @@ CLONES void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, con
 CLONES void learn_cells(const history_t *h, mixture_t *m, int k, int64_t s, int n) {
     static const float LEVEL[] = {0.5F, 0.9F, 0.99F}, INVERSE[] = {2.0F, 10.0F, 100.0F};
     static const float FEWEST[] = {4.0F, 20.0F, 100.0F}, MOST[] = {3000.0F, 4000.0F, 8000.0F};
-    const lanes_t zero = of_all(0.0F), one = of_all(1.0F);
+    const lanes_t zero = OF_ALL(0.0F), one = OF_ALL(1.0F), most = OF_ALL(0.5F), least = OF_ALL(0.05F);
     int64_t then = m->count - AHEAD[k];
     const float *base_of = m->was + then % REMEMBERED * (1 + TABLES) * m->size + s;
     const float *now = k ? h->five + s : h->y + (int64_t)h->newest * m->size + s;
@@ -175,14 +172,13 @@ CLONES void learn_cells(const history_t *h, mixture_t *m, int k, int64_t s, int 
             turn(cells, here, q), turn(cells + EXCESS, here, excess);
             lanes_t seen = *(lanes_t *)(truth + j) - base, yes = *(lanes_t *)(judged + j), known = *(lanes_t *)(sure + j);
             for (int l = 0; l < LEVELS; l++) {
-                lanes_t over = seen - q[l];
+                lanes_t over = seen - q[l], enough = OF_ALL(MOST[l]), visits = q[VISITS] + OF_ALL(FEWEST[l]);
                 chosen_t up = over > zero;
-                lanes_t counts = yes * either(up, one, known);
-                lanes_t gain = of_all(INVERSE[l]) / smaller_of(q[VISITS] + of_all(FEWEST[l]), of_all(MOST[l]));
-                lanes_t share = larger_of(smaller_of(gain, of_all(0.5F)), of_all(0.05F));
-                excess[l] += either(up, (over - excess[l]) * (counts * share), zero);
-                lanes_t pull = of_all(LEVEL[l]) - either(up, zero, one);
-                q[l] = larger_of(q[l] + gain * excess[l] * pull * counts, zero - base);
+                lanes_t counts = yes * EITHER(up, one, known), gain = OF_ALL(INVERSE[l]) / SMALLER(visits, enough);
+                lanes_t few = SMALLER(gain, most), share = LARGER(few, least);
+                excess[l] += EITHER(up, (over - excess[l]) * (counts * share), zero);
+                lanes_t moved = q[l] + gain * excess[l] * (OF_ALL(LEVEL[l]) - EITHER(up, zero, one)) * counts;
+                q[l] = LARGER(moved, -base);
             }
             q[VISITS] += yes * known;
             turn_back(q, cells, here), turn_back(excess, cells + EXCESS, here);
