@@ -39,6 +39,7 @@ void expect(const history_t *h, const mixture_t *m) {
     read_all(m->weights, (size_t)m->members * answers);
     read_all(m->offset, answers), read_all(m->factor, answers), read_all(m->loss, answers);
     read_all(m->error, HORIZONS * row), read_all(m->now, 2 * n * 4), read_all(m->stepped, n * 4);
+    if (m->out) read_all(m->out, HORIZONS * LEVELS * n * 4);
     int k = (int)(count % HORIZONS);
     read_all(m->past[k] + count / HORIZONS % m->slots[k] * (int64_t)kept / 4, kept);
     for (int i = 0; i < HORIZONS; i++) {
@@ -50,9 +51,12 @@ void expect(const history_t *h, const mixture_t *m) {
     const float *past = m->was + (count + REMEMBERED - AHEAD[k]) % REMEMBERED * (1 + TABLES) * size;
     for (int i = 1; i <= TABLES; i++)
         for (int64_t s = 0; s < h->series; s++) {
-            const float *cells = m->cells + s * CELLS * HORIZONS * ENTRY;
-            read_all(cells + (int64_t)now[i * size + s] * HORIZONS * ENTRY, HORIZONS * ENTRY * 4);
-            read_all(cells + (int64_t)now[i * size + s] * HORIZONS * ENTRY + HORIZONS * ENTRY - 1, 4);
-            read_all(cells + ((int64_t)past[i * size + s] * HORIZONS + k) * ENTRY, 4);
+            const float *cells = m->cells + s * CELLS * CELL;
+            const float *learnt = cells + (int64_t)past[i * size + s] * CELL + k * ENTRY;
+            read_all(cells + (int64_t)now[i * size + s] * CELL, 4), read_all(learnt, 4), read_all(learnt + EXCESS, 4);
         }
+    for (int i = 0, rows[] = {m->hidden[0], m->hidden[1], HORIZONS * LEVELS}, cols = FEATURES; i < 3 && rows[0]; i++) {
+        read_all(m->layer[i], (size_t)rows[i] * (size_t)cols * 4);
+        cols = rows[i] + 1;
+    }
 }

@@ -15,7 +15,9 @@ enum { LAGS = 20, BLOCKS = 8, PLAIN = LAGS + BLOCKS, ONE = PLAIN + 2, AGE, KIND,
        SCALE = RHYTHM + 7, RUNS, PARTNER = RUNS + 4, SHOWN = 4, FEATURES = PARTNER + 4 + SHOWN };
 enum { LEVEL_EDGES = 5, TREND_EDGES = 3, IDLE_EDGES = 9, BUSY_EDGES = 5, RUN_EDGES = 4, SHORT_EDGES = 3 };
 enum { TABLES = 4, IDLE = (LEVEL_EDGES + 1) * (TREND_EDGES + 1), BUSY = IDLE + IDLE_EDGES + 1,
-       RUN = BUSY + (BUSY_EDGES + 1) * (LEVEL_EDGES + 1), CELLS = RUN + 2 * (RUN_EDGES + 1) * (SHORT_EDGES + 1), VISITS = LEVELS, ENTRY = 8, REMEMBERED = 11 };
+       RUN = BUSY + (BUSY_EDGES + 1) * (LEVEL_EDGES + 1), CELLS = RUN + 2 * (RUN_EDGES + 1) * (SHORT_EDGES + 1), REMEMBERED = 11 };
+/* A cell is two cache lines: quantiles and visits of each horizon, then mean excesses. */
+enum { ENTRY = LEVELS + 1, VISITS = LEVELS, EXCESS = (HORIZONS + 1) * ENTRY, CELL = 2 * EXCESS };
 enum { MOST_MEMBERS = 6, MOST_HIDDEN = 128 };
 enum { STRIDE = 2, LSTM_INPUTS = 2 * STRIDE + 2 }; /* lstm.py */
 
@@ -49,15 +51,16 @@ typedef struct {
     float *error;                   /* (K, S) */
     float *past[HORIZONS];          /* (slots, M + 1, Q, S) */
     int slots[HORIZONS];
-    float *cells;                   /* (S, CELLS, K, ENTRY) */
+    float *cells;                   /* (S to the next LANES, CELLS, CELL) */
     float *now;                     /* (2, S) */
     float *was;                     /* (REMEMBERED, 1 + TABLES, S) */
     float *stepped;                 /* (S,) */
+    float *out;                     /* (K, Q, S) where the latest answer went, or NULL */
 } mixture_t;
 
 /* situations.c, for ``n`` series from ``s`` on: Situations.look(), .answer() into (TABLES * K * Q, BLOCK), .learn() */
 void look(const history_t *h, mixture_t *m, int64_t s, int n);
-void fetch_cells(const mixture_t *m, int k, int64_t s, int n);
+void fetch_cells(const mixture_t *m, int64_t s, int n);
 void recall_cells(const history_t *h, mixture_t *m, int64_t s, int n, const row_t *recent, row_t *each);
 void learn_cells(const history_t *h, mixture_t *m, int k, int64_t s, int n);
 

@@ -15,13 +15,23 @@ typedef struct {
     mixture_t mixture;
     lstm_t lstm;
     double *in; /* (2, S) what a tick brings, where it comes in another form */
+    buffers_t asked; /* of the arrays of the latest mix(), which are mostly those of the next */
+    PyObject *asked_with[2];
+    const mixture_options_t *options;
 } held_t;
 
 static const char *const KIND_OF[] = {"foreshare.history", "foreshare.mixture", "foreshare.lstm"};
 enum { A_HISTORY, A_MIXTURE, AN_LSTM };
 
+static void forget_asked(held_t *held) {
+    for (int i = 0; i < held->asked.count; i++) PyBuffer_Release(&held->asked.view[i]);
+    for (int i = 0; i < 2; i++) Py_CLEAR(held->asked_with[i]);
+    held->asked.count = 0, held->asked.failed = false, held->mixture.out = NULL;
+}
+
 static void let_held_go(PyObject *capsule) {
     held_t *held = PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule));
+    forget_asked(held);
     for (int i = 0; i < held->buffers.count; i++) PyBuffer_Release(&held->buffers.view[i]);
     PyMem_Free(held->in);
     PyMem_Free(held);
@@ -143,7 +153,7 @@ PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t coun
         m->slots[i] = slot ? (int)(length / slot) : 1;
         if (m->slots[i] < 1 || length != m->slots[i] * slot) refuse(b, "what was said is of another mixture");
     }
-    OWN(cells, CELLS * HORIZONS * ENTRY * n), OWN(now, 2 * n), OWN(was, REMEMBERED * (1 + TABLES) * row);
+    OWN(cells, CELLS * CELL * ((n + LANES - 1) / LANES * LANES)), OWN(now, 2 * n), OWN(was, REMEMBERED * (1 + TABLES) * row);
     OWN(stepped, n);
 #undef OWN
     if (members == MOST_MEMBERS) {
@@ -162,20 +172,28 @@ PyObject *py_hold_mixture(PyObject *self, PyObject *const *args, Py_ssize_t coun
 
 /* mix(held history, newest, held mixture, count, options, out) */
 PyObject *py_mix(PyObject *self, PyObject *const *args, Py_ssize_t count) {
-    buffers_t b = {.count = 0, .failed = false};
     if (count != 6) return PyErr_Format(PyExc_TypeError, "%zd arguments, not 6", count);
     held_t *of = held(args[0], A_HISTORY), *by = of ? held(args[2], A_MIXTURE) : NULL;
     if (!by) return NULL;
     int64_t now = PyLong_AsLongLong(args[1]), ticks = PyLong_AsLongLong(args[3]);
     if (PyErr_Occurred()) return NULL;
     if (now < 0 || now >= WINDOW || ticks < 0 || by->mixture.series != of->history.series)
-        refuse(&b, "this mixture is not of this history");
+        return PyErr_Format(PyExc_ValueError, "this mixture is not of this history");
     of->history.newest = (int)now, by->mixture.count = ticks;
-    const mixture_options_t *o = take(&b, args[4], 'f', sizeof(mixture_options_t) / 4, false);
-    float *out = take(&b, args[5], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.series, true);
-    if (!b.failed) mix(&of->history, &by->mixture, o, out);
+    if (by->asked_with[0] != args[4] || by->asked_with[1] != args[5]) {
+        forget_asked(by);
+        by->options = take(&by->asked, args[4], 'f', sizeof(mixture_options_t) / 4, false);
+        float *out = take(&by->asked, args[5], 'f', HORIZONS * LEVELS * (Py_ssize_t)of->history.series, true);
+        if (by->asked.failed) {
+            forget_asked(by);
+            return NULL;
+        }
+        by->mixture.out = out;
+        for (int i = 0; i < 2; i++) Py_INCREF(by->asked_with[i] = args[4 + i]);
+    }
+    mix(&of->history, &by->mixture, by->options, by->mixture.out);
     Py_INCREF(Py_None);
-    return let_go(&b, Py_None);
+    return Py_None;
 }
 
 /* show(held history, newest, out) */

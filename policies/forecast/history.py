@@ -18,7 +18,7 @@ import numpy.typing as npt
 from foreshare.policies import kernel
 from foreshare.policies.host import BoolArray, FloatArray, IntArray, R
 
-from .climate import follow_climate, fresh_climate
+from .climate import ROWS, follow_climate, fresh_climate
 
 Float32Array = npt.NDArray[np.float32]
 LEVELS = (0.5, 0.9, 0.99)
@@ -64,6 +64,17 @@ def spread(size: int) -> int:
     return (-(-size // _LINE) | 1) * _LINE
 
 
+Number = TypeVar("Number", np.float32, np.float64)
+
+
+def aligned_zeros(shape: tuple[int, ...], kind: type[Number]) -> npt.NDArray[Number]:
+    """Return an array of zeros that begins with a cache line: none of numpy's does."""
+    item = np.dtype(kind).itemsize
+    out = np.zeros(int(np.prod(shape)) + _LINE, kind)
+    first = -out.ctypes.data % (4 * _LINE) // item
+    return out[first : first + int(np.prod(shape))].reshape(shape)
+
+
 class History:
     """The ring. ``push`` once a tick; everything else is views and running sums, valid until the next push."""
 
@@ -75,10 +86,11 @@ class History:
         self.newest_row = WINDOW - 1
         row = spread(size)
         self._rows: tuple[Float32Array, Float32Array, FloatArray, Float32Array] = (
-            np.zeros((2 * WINDOW, row), np.float32), np.zeros((2 * WINDOW, row), np.float32),
-            np.zeros((3, 2 * WINDOW, row)), fresh_climate(row),
+            aligned_zeros((2 * WINDOW, row), np.float32), aligned_zeros((2 * WINDOW, row), np.float32),
+            aligned_zeros((3, 2 * WINDOW, row), np.float64), aligned_zeros((len(ROWS), row), np.float32),
         )  # fmt: skip
         self._look()
+        self._rows[-1][:] = fresh_climate(row)
         self.seen: IntArray = np.zeros(size, np.int64)
         """(S,) ticks with a value, until all have SLOW_TICKS and nothing is missing."""
         self.age: Float32Array = np.zeros(size, np.float32)

@@ -32,7 +32,7 @@ from foreshare.policies.host import IntArray
 
 from .climate import AT_LEVELS
 from .features import FeatureMaker
-from .history import FLOOR, HORIZONS, LEVELS, WINDOW, Float32Array, History, K, Q, carry_series, spread
+from .history import FLOOR, HORIZONS, LEVELS, WINDOW, Float32Array, History, K, Q, aligned_zeros, carry_series, spread
 from .network import QuantileNetwork
 from .situations import TABLES, Situations
 
@@ -88,7 +88,9 @@ class Mixture:
         row = spread(size)
         rows = {"weights": (m, K, Q), "_offset": (K, Q), "factor": (K, Q), "_loss": (K, Q), "error": (K,)}
         rows |= {f"_past{k}": (h.ahead // K + 2, m + 1, Q) for k, h in enumerate(HORIZONS)}
-        self._rows: dict[str, Float32Array] = {name: np.zeros((*lead, row), np.float32) for name, lead in rows.items()}
+        self._rows: dict[str, Float32Array] = {
+            name: aligned_zeros((*lead, row), np.float32) for name, lead in rows.items()
+        }
         self._rows["weights"][:] = prior[:, None, :, None]
         self._rows["factor"][:] = 1.0
         self._look()
@@ -148,7 +150,7 @@ class Mixture:
         if self._held is None and kernel.compiled is not None:
             layers = self._network.layers if self._network is not None else (None, None, None)
             r = self._situations
-            arrays = (*self._rows.values(), r.cells, r.now, r.rows, self._stepped)
+            arrays = (*self._rows.values(), r.padded, r.now, r.rows, self._stepped)
             self._held = kernel.compiled.hold_mixture(
                 (*arrays, *layers, len(self.members)), self._size, spread(self._size)
             )

@@ -21,7 +21,7 @@ from foreshare.policies.host import CPU, IntArray, R
 
 from .climate import OFF, ON, PEAK, QUANTILES
 from .features import partners
-from .history import AHEAD, FLOOR, HORIZONS, WINDOW, Float32Array, History, K, Q, carry_series, spread
+from .history import AHEAD, FLOOR, HORIZONS, WINDOW, Float32Array, History, K, Q, aligned_zeros, carry_series, spread
 
 TABLES = ("smooth", "idle", "busy", "runs")
 SMOOTH_GAIN = 0.1
@@ -46,9 +46,9 @@ CELLS = (
 )
 FIRST = (0, CELLS[0], CELLS[0] + CELLS[1], CELLS[0] + CELLS[1] + CELLS[2])
 """The first cell of each table."""
-VISITS, ENTRY = Q, 8
-EXCESS = slice(Q + 1, 2 * Q + 1)
-"""A cell has for each horizon Q quantiles, the visits, Q mean excesses, and one number unused."""
+VISITS, CELL = Q, (2, K + 1, Q + 1)
+"""A cell is two cache lines: an answer needs but the first. There each horizon has Q quantiles and the visits, in the
+second Q mean excesses; what is one over of either is unused."""
 EXCESS_GAIN, MOST_EXCESS_GAIN = 0.05, 0.5
 INVERSE = (2.0, 10.0, 100.0)
 """1 / (1 - level)."""
@@ -58,6 +58,8 @@ MOST_VISITS = (3000.0, 4000.0, 8000.0)
 START_SHARE = 0.02
 """The mean excess starts with this share of the largest mean of five ticks, or the usual error if that is more."""
 SLOTS = AHEAD + 1
+LANES = 8
+"""Of a vector: compiled/dense.h."""
 _TREND = (5, 25)
 _LEVEL = np.array([1.0 - 1.0 / i for i in INVERSE], np.float32)
 _INVERSE, _FEWEST, _MOST = (np.array(x, np.float32) for x in (INVERSE, FEWEST_VISITS, MOST_VISITS))
@@ -68,14 +70,20 @@ class Situations:
     """The tables of all series, and where each series was in the latest ticks."""
 
     def __init__(self, size: int) -> None:
-        self.cells: Float32Array = np.zeros((size, sum(CELLS), K, ENTRY), np.float32)
+        self.padded: Float32Array = aligned_zeros((-(-size // LANES) * LANES, sum(CELLS), *CELL), np.float32)
+        """(at least S, cells, 2, K + 1, Q + 1): there are series enough for whole vectors."""
         self.now: Float32Array = np.zeros((2, size), np.float32)
         """(2, S) the EWMA, units, and the ticks since the series was last above FLOOR."""
         self.now[1] = MOST_IDLE
-        self.rows: Float32Array = np.zeros((SLOTS, 1 + len(TABLES), spread(size)), np.float32)
+        self.rows: Float32Array = aligned_zeros((SLOTS, 1 + len(TABLES), spread(size)), np.float32)
         """(SLOTS, 5, at least S) the EWMA and the cells of the latest ticks."""
         self._series = np.arange(size)
         self._partner = partners(size)
+
+    @property
+    def cells(self) -> Float32Array:
+        """(S, cells, 2, K + 1, Q + 1) a view."""
+        return self.padded[: len(self._series)]
 
     @property
     def was(self) -> Float32Array:
@@ -117,13 +125,13 @@ class Situations:
         for i in range(len(TABLES)):
             at = was[1 + i].astype(np.int64)
             found = self.cells[self._series, at]  # a copy
-            new = found[:, :, VISITS] == 0.0
+            quantiles, excess, new = found[:, 0, :K, :Q], found[:, 1, :K, :Q], found[:, 0, :K, VISITS, None] == 0.0
             if new.any():
                 fallback = recent - was[0] if i == 0 else np.broadcast_to(climate, recent.shape)
-                found[:, :, :Q] = np.where(new[:, :, None], fallback.transpose(2, 0, 1), found[:, :, :Q])
-                found[:, :, EXCESS] = np.where(new[:, :, None], start.T[:, :, None], found[:, :, EXCESS])
+                np.copyto(quantiles, fallback.transpose(2, 0, 1), where=new)
+                np.copyto(excess, start.T[:, :, None], where=new)
                 self.cells[self._series, at] = found
-            out[i] = found[:, :, :Q].transpose(1, 2, 0)
+            out[i] = quantiles.transpose(1, 2, 0)
         out[0] += was[0]
         np.maximum(out, np.float32(0.0), out=out)
 
@@ -133,8 +141,8 @@ class Situations:
         for i in range(len(TABLES)):
             at = was[1 + i].astype(np.int64)
             base = was[0] if i == 0 else np.zeros_like(was[0])
-            cell = self.cells[self._series, at, k]
-            q, visits, excess = cell[:, :Q], cell[:, VISITS], cell[:, EXCESS]
+            cell = self.cells[self._series, at, :, k]
+            q, visits, excess = cell[:, 0, :Q], cell[:, 0, VISITS], cell[:, 1, :Q]
             over = (truth - base)[:, None] - q
             above = over > 0.0
             counts = judged[:, None] * np.where(above, np.float32(1.0), (np.float32(1.0) - loose)[:, None])
@@ -144,16 +152,13 @@ class Situations:
             q += gain * excess * (_LEVEL - ~above) * counts
             np.maximum(q, -base[:, None], out=q)
             visits += judged * (np.float32(1.0) - loose)
-            self.cells[self._series, at, k] = cell
+            self.cells[self._series, at, :, k] = cell
 
     def rebind(self, rows: IntArray, batch: tuple[int, ...], size: int) -> Situations:
         """Return the tables of another set of VMs; ``rows`` (N,) is each one's former row, or -1."""
         fresh = Situations(size)
-        fresh.cells = np.ascontiguousarray(
-            np.moveaxis(
-                carry_series(np.moveaxis(self.cells, 0, -1), rows, np.moveaxis(fresh.cells, 0, -1), batch), -1, 0
-            )
-        )
+        old, new = np.moveaxis(self.cells, 0, -1), np.moveaxis(fresh.cells, 0, -1)
+        new[:] = carry_series(old, rows, new, batch)
         for name in ("now", "was"):
             getattr(fresh, name)[:] = carry_series(getattr(self, name), rows, getattr(fresh, name), batch)
         return fresh
