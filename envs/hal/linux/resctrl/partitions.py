@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from foreshare.envs.classes import regroup
 from foreshare.envs.hal.linux.cgroups import GONE
 from foreshare.envs.hal.linux.threads import VmThreads
 from foreshare.envs.hal.protocol import Clock
@@ -19,7 +20,6 @@ from foreshare.envs.hal.types import Control, Plan, Receipt, WriteFailure
 from foreshare.policies.errors import HostError
 from foreshare.policies.host import IntArray, Placement, Resource, VmTable
 
-from .classes import regroup
 from .fights import Fights
 from .files import Files
 from .groups import Group, Tree, packed

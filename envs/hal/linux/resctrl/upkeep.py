@@ -12,11 +12,11 @@ import os
 
 import numpy as np
 
+from foreshare.envs.classes import regroup
 from foreshare.envs.hal.linux.cgroups import GONE
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.policies.errors import HostError
 
-from .classes import regroup
 from .files import explain
 from .groups import Tree
 from .members import Members
