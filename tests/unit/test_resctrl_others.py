@@ -49,7 +49,7 @@ def name_of(hal: LinuxHal, row: int) -> str:
 
 
 def wrong(host: FakeHost, hal: LinuxHal, theirs: int = 0, shared: int = 0) -> list[str]:
-    """Return masks of ours in the kernel's files that are illegal, among ``theirs``, or an owner's and another's at once.
+    """Return masks of ours that the kernel has and that are illegal, among ``theirs``, or an owner's and another's.
 
     Those of ``shared`` may be everybody's.
     """
