@@ -119,6 +119,10 @@ class HalWorld:
         self._next_ns += self._tick_ns
         self.hal.clock.sleep_until(self._next_ns)
         self.hal.sample(self.reading)
+        if self.hal.topology is not self._topology:
+            self._topology = self.hal.topology
+            self.hal.read_back(self.held)
+            replan(self.mind, Host(self._topology, self.hal.vms, self.mind.host.active), self.held)
         forecast_tick(self.mind, self.reading)
 
     def act(self) -> Decision:
@@ -135,13 +139,8 @@ class HalWorld:
         self.moves[0] = np.count_nonzero(held.units != before)
         active = self._presence.update(self.reading.present)
         changed = active != mind.host.active
-        if hal.topology is not self._topology:
-            self._topology = hal.topology
-            hal.read_back(held)
-            replan(mind, Host(hal.topology, hal.vms, active), held)
-        elif changed.any():
-            mind.rebind(Host(hal.topology, hal.vms, active))
         if changed.any():
+            mind.rebind(Host(hal.topology, hal.vms, active))
             held.units[changed], held.cpus[changed], held.ways[changed] = 0, False, 0
             if (changed & active).any():
                 hal.read_back(held, np.flatnonzero(changed & active))

@@ -147,7 +147,7 @@ class ControlLoop:
         self._reading = Reading.empty(n)
         self._stage = np.zeros(len(STAGES), np.int64)
         self._presence = Presence(n)
-        self._topology = hal.topology
+        self._topology, self._uuids = hal.topology, hal.vms.uuid
         self._present: BoolArray = np.ones(n, bool)
         self._waiting = np.zeros(n, np.int64)
         self._number = 0
@@ -229,6 +229,8 @@ class ControlLoop:
         now, stage = time.perf_counter_ns, self._stage
         began = now()
         self._sample()
+        if self.hal.topology is not self._topology:
+            self._other_hardware()
         sampled = now()
 
         decision = decide_tick(self.mind, self._reading)
@@ -344,22 +346,25 @@ class ControlLoop:
             for text in sorted(self._troubles - told):
                 self._event("trouble", -1, text)
 
+    def _other_hardware(self) -> None:
+        """Decide on the hardware that is left, or back: ways may be counted from another place now."""
+        self._topology, active = self.hal.topology, self.host.active
+        self.controls.unknown[:] = active
+        self.controls.read()
+        replan(self.mind, Host(self._topology, self.hal.vms, active), self.controls.held)
+        self.meter.rebind(self.host)
+
     def _follow(self, present: BoolArray) -> None:
         """Reclaim from VMs that are gone for good, take back those that return."""
         self.controls.unknown |= present & ~self._present  # it may be another, with controls of its own
         self._present[:] = present
         active = self._presence.update(present)
-        was, before, vms = self.host.active, self.host.vms, self.hal.vms
-        other_cpus, self._topology = self.hal.topology is not self._topology, self.hal.topology
-        if (active == was).all() and (vms is before or vms.uuid == before.uuid) and not other_cpus:
+        was, before, vms = self.host.active, self._uuids, self.hal.vms
+        self._uuids = vms.uuid
+        if (active == was).all() and (vms.uuid is before or vms.uuid == before):
             return
-        if other_cpus:
-            self.controls.unknown[:] = active
-            self.controls.read()
-            replan(self.mind, Host(self._topology, vms, active), self.controls.held)
-        else:
-            self.mind.rebind(Host(self.host.topology, vms, active))
-        for k in [k for k, (a, b) in enumerate(zip(before.uuid, vms.uuid, strict=True)) if a != b]:
+        self.mind.rebind(Host(self.host.topology, vms, active))
+        for k in [k for k, (a, b) in enumerate(zip(before, vms.uuid, strict=True)) if a != b]:
             self._event("adopted", k, f"{vms.name[k]} ({vms.uuid[k]}) has a free place")
         self.meter.rebind(self.host)
         for row in np.flatnonzero(active != was):

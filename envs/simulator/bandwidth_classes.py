@@ -1,7 +1,7 @@
 """Limits on memory bandwidth as hardware has them: in its own steps, and on so many classes only.
 
 Where there are more VMs than classes, those that share one may use the sum of what they were given, whoever of them
-wants it (hal/linux/resctrl/bandwidth.py, classes.py). With ``w`` what a member wants, ``W`` the sum over its class and
+wants it (see envs/classes.py). With ``w`` what a member wants, ``W`` the sum over its class and
 ``L`` the class's limit, it can have what the others leave, and no less than its part of a crowded class, where
 throttling slows all alike: ``max(L - (W - w), L w / W)``. What it wants is what the last tick left queued and what came
 in it, as far as its CPUs would serve that. ``L`` is rounded up to whole steps, as the kernel rounds (bw_validate()).
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from foreshare.envs.hal.linux.resctrl.classes import regroup
+from foreshare.envs.classes import regroup
 from foreshare.policies.host import CPU, MEMORY, FloatArray, IntArray, Isolation, VmTable
 
 from .model import HostModel

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resctrl_guest import IN_LAB, PREFIX, ROOT, group_of, make, masks, open_host, sleepers, tree
+from resctrl_guest import IN_LAB, PREFIX, ROOT, check, group_of, make, masks, open_host, sleepers, tree
 
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.files import OsFiles
@@ -28,8 +28,10 @@ from foreshare.envs.hal.linux.temporary import temporary_cgroups
 from foreshare.envs.hal.spec import VmSpec
 from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.errors import HostError
-from foreshare.policies.host import Isolation, Resource
+from foreshare.policies.host import Host, Isolation, Resource
 from foreshare.policies.reading import Quality, Reading
+from foreshare.policies.registry import make_mind
+from foreshare.runtime.loop import ControlLoop
 
 pytestmark = [*IN_LAB, pytest.mark.usefixtures("clean_groups")]
 
@@ -150,6 +152,42 @@ def test_a_second_foreshare_is_refused_and_the_lock_is_free_between_writes() -> 
             time.sleep(0.01)
         assert masks(first)[0][0] == 0b110
         first.close()
+
+
+def test_ways_of_a_tool_that_comes_later_are_left_to_it_and_taken_back() -> None:
+    """Fault 13 on the real files: libvirt's cachetune makes its group, and writes its ways, when its VM starts."""
+    other = ROOT / "somebody-elses"
+    with temporary_cgroups(4) as paths, sleepers(paths):
+        hal = make(4, paths, (0, 1))
+        hal.claim(lambda doc: None)
+        loop = ControlLoop(hal, make_mind("triage", Host(hal.topology, hal.vms)))
+        loop.run(10)
+        parts, whole = hal.partitions, hal.topology.ways
+        assert parts is not None
+
+        def until(ways: int, most: int) -> None:
+            first = loop.counts.ticks
+            while hal.topology.ways != ways:
+                assert loop.counts.ticks - first < most, (hal.topology.ways, hal.troubles())
+                loop.run(2)
+            loop.run(5)
+            assert check(hal, [0, 1]) == [] and masks(hal).keys() == set(range(4))
+
+        other.mkdir()
+        try:
+            loop.run(5)
+            assert hal.topology.ways == whole, "its mask is still the whole one"
+            (other / "schemata").write_text("L3:0=7\n")
+            theirs = (other / "schemata").read_text()
+            until(parts.offer.around(7, 1).ways, 2 * len(parts.groups))
+            assert not any(mask & 7 for found in masks(hal).values() for mask in found)
+            assert any("other tools keep the ways 7" in line for line in hal.troubles())
+            assert (other / "schemata").read_text() == theirs
+        finally:
+            other.rmdir()
+        until(whole, 100)
+        assert hal.troubles() == () and loop.counts.drift == 0
+        hal.close()
 
 
 def test_monitoring_counts_and_ages() -> None:

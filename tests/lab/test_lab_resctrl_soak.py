@@ -47,6 +47,10 @@ class Demanding:
     def tick(self, number: int) -> None:
         hal, reading, n = self.hal, self.reading, len(self.hal.vms)
         hal.sample(reading)
+        if hal.topology is not self.host.topology:  # as the loop does
+            self.host = Host(hal.topology, hal.vms)
+            hal.read_back(self.held)
+            replan(self.mind, self.host, self.held)
         busy = self.rng.random((n, 4)) < 0.05
         self.level = np.where(busy, self.rng.uniform(0, 1, (n, 4)) * self.host.cap, self.level)
         reading.usage[:] = reading.demand_low[:] = self.level
@@ -59,10 +63,6 @@ class Demanding:
         self.failures += [f.text for f in self.receipt.failures]
         refused = plan.vm[[f.index for f in self.receipt.failures]]
         hal.read_back(self.held, np.union1d(refused, [number % n]).astype(np.int64))
-        if hal.topology is not self.host.topology:  # as the loop does
-            self.host = Host(hal.topology, hal.vms)
-            hal.read_back(self.held)
-            replan(self.mind, self.host, self.held)
 
 
 def set_online(cpus: tuple[int, ...], online: int) -> None:

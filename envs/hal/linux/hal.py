@@ -30,7 +30,7 @@ from .opening import Opener, lay_out, lease, lease_all, raise_descriptor_limit, 
 from .resctrl.describe import describe
 from .resctrl.monitor import Monitor
 from .resctrl.names import previous_groups
-from .resctrl.offer import Offer, files_of, usable_offer, with_offer
+from .resctrl.offer import Offer, contracts, files_of, usable_offer, with_offer
 from .resctrl.partitions import Partitions
 from .resctrl.upkeep import Upkeep
 from .restore import RestoreReport, restore
@@ -93,6 +93,7 @@ class LinuxHal:
                 controls, threads = self._opener.open(vm, self._arrivals.home(row))
                 self._controls.append(controls)
                 self._threads.append(threads)
+            self._first = self._line = offer if isinstance(offer, Offer) else None
             if isinstance(offer, Offer):
                 self._open_partitions(offer)
             self._writer = Writer(
@@ -164,8 +165,11 @@ class LinuxHal:
         self._tend()
         if self.partitions is not None:
             self.partitions.dirty |= self._follow_cpus()
-        if self._upkeep is not None:
+        if self._upkeep is not None and self.partitions is not None:
             self._upkeep.tend(self._sampler.present)
+            if self.partitions.offer is not self._line:
+                self._line = self.partitions.offer
+                self._replan()
         if self._monitor is not None and self.partitions is not None:
             self._monitor.fill(reading, self.partitions)
 
@@ -320,10 +324,10 @@ class LinuxHal:
         self._contract()
 
     def _contract(self) -> None:
-        """Resolve what was asked for on the CPUs that are there."""
-        whole = resolve(self._specs, self._whole)
-        self._topology, self._vms, self._offline = without_offline(self._whole, whole, self._processors.online)
-        self._offline += self._processors.lines()
+        """Resolve what was asked for on the CPUs and ways that are there."""
+        whole, table, said = contracts(self._specs, self._whole, self._first, self._line)
+        self._topology, self._vms, self._offline = without_offline(whole, table, self._processors.online)
+        self._offline += said + self._processors.lines()
         self._topology, self._vms = self._still.contract(self._topology, self._vms)
 
     def _replan(self) -> None:

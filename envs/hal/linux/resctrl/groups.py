@@ -146,6 +146,12 @@ class Tree:
         """Return what the default group's schemata holds. Raises OSError."""
         return parse_schemata(read_file(self.files, self.top, "schemata"))
 
+    def confine(self, resources: list[bytes], mask: int) -> None:
+        """Keep the default group to ``mask`` in every domain. Raises OSError."""
+        values = ";".join(f"{d}={mask:x}" for d in self.root_values().get(resources[0].decode(), {})).encode()
+        if values:
+            self.write_root(b"".join(b"%s:%s\n" % (name, values) for name in resources))
+
     def write_root(self, data: bytes) -> None:
         """Write the default group's schemata. Raises OSError."""
         fd = self.files.open("schemata", os.O_WRONLY, dir_fd=self.top)

@@ -7,30 +7,22 @@ import functools
 import math
 import operator
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from foreshare.envs.hal.linux.cgroups import GONE
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.envs.hal.linux.topology import CpuLayout
+from foreshare.envs.hal.spec import VmSpec, resolve
 from foreshare.policies.errors import HostError
-from foreshare.policies.host import IntArray, Resource, Topology
+from foreshare.policies.host import CACHE, IntArray, Isolation, Resource, Topology, VmTable
 
 from .files import DIRECTORY, Files, OsFiles, find_mount
-from .groups import group_names
-from .info import (
-    MBA_STEP_BYTES,
-    ResctrlInfo,
-    domain_of_cpus,
-    mount_options,
-    parse_schemata,
-    read_file,
-    read_info,
-    way_bytes,
-)
+from .info import MBA_STEP_BYTES, CacheInfo, ResctrlInfo, domain_of_cpus, mount_options, read_info, way_bytes
 from .masks import longest_run
 from .names import PQOS, GroupNames
+from .others import Others
 from .spec import ResctrlSpec
 
 NO_BANDWIDTH = (
@@ -52,6 +44,8 @@ class Offer:
     """(D,) zone of each; -1: none of the managed CPUs is in it."""
     domain_of_cpu: IntArray
     """(C,) index of the domain that each managed CPU is in; -1: none that was online."""
+    taken: int
+    """Ways, as the kernel counts them, that other tools' groups keep and that are planned around."""
     first_way: int
     """Lowest bit of the ways that are planned with; others are other tools'."""
     bits: int
@@ -92,9 +86,26 @@ class Offer:
         units = value * self.split // b.step if b.percent else value
         return max(min(units, self.memory_units), 1)
 
+    def around(self, taken: int, least: int) -> Offer:
+        """Return the same without the ways ``taken`` by other tools; itself where less than ``least`` were left to own.
+
+        One that has no ways has none later either: what depends on that is laid out once.
+        """
+        cache = self.info.cache
+        if cache is None or not self.ways:
+            return self
+        first, bits, ways = _line(cache, self.shared_ways, taken)
+        if ways < max(least, cache.min_bits):
+            return self
+        return dataclasses.replace(self, taken=taken, first_way=first, bits=bits, ways=ways)
+
     def kernel_mask(self, mask: int) -> int:
         """Return what the kernel calls ``mask``."""
         return mask << self.first_way
+
+    def moved(self, mask: int, to: Offer) -> int:
+        """Return ``mask`` as ``to`` counts its ways; what is not on that one's line is left out."""
+        return self.kernel_mask(mask) >> to.first_way & ((1 << to.bits) - 1)
 
     def our_masks(self, masks: IntArray) -> IntArray:
         """Return masks as we count them, with the bit above them where the kernel's go beyond; negative ones stay."""
@@ -171,39 +182,19 @@ def why_unwritable(roots: Roots, path: str) -> str:
 
 def _other_groups(files: Files, info: ResctrlInfo, names: GroupNames) -> dict[str, int]:
     """Return the ways that each group of another tool keeps for itself. Raises HostError."""
+    # pqos' groups cannot be told from ours where its prefix is used; the claim looks at them again.
+    pqos = names.prefix == PQOS
+    others = Others(files, info.cache, lambda name: names.ours(name) or (pqos and name.startswith(PQOS)))
     try:
         top = files.open(info.path, DIRECTORY)
         try:
-            return foreign_ways(files, top, info, names)
+            others.list(top)
+            return dict(others.kept)
         finally:
+            others.close()
             files.close(top)
     except OSError as error:
         raise HostError(f"{info.path}: {error.strerror}") from error
-
-
-def foreign_ways(files: Files, top: int, info: ResctrlInfo, names: GroupNames) -> dict[str, int]:
-    """Return, for each group that is not ours, a mask of the ways that it keeps for itself in any domain.
-
-    A group with the whole mask, as the kernel makes them, keeps none: 0. Raises OSError.
-    """
-    # pqos' groups cannot be told from ours where its prefix is used; the claim looks at them again.
-    pqos = names.prefix == PQOS
-    full = (1 << info.cache.bits) - 1 if info.cache is not None else 0
-    out = {}
-    for name in group_names(files, top):
-        if names.ours(name) or (pqos and name.startswith(PQOS)):
-            continue
-        try:
-            values = parse_schemata(read_file(files, top, f"{name}/schemata"))
-        except OSError as error:
-            if error.errno not in GONE:
-                raise
-            continue  # it was removed since
-        names_here = info.cache.names if info.cache is not None else ()
-        masks = [mask for resource in names_here for mask in values.get(resource, {}).values()]
-        kept = functools.reduce(operator.or_, (mask for mask in masks if mask != full), 0)
-        out[name] = kept
-    return out
 
 
 def _make(
@@ -228,14 +219,12 @@ def _make(
         why = f"sysfs does not tell which L3 domain the CPUs of zone {blind[0]} belong to"
     ways, shared, why_ways = 0, 0, why
     first, bits = 0, info.cache.bits if info.cache is not None else 0
+    taken = functools.reduce(operator.or_, others.values(), 0)
     if info.cache is None:
         why_ways = "resctrl is mounted, but has no L3 allocation"
     elif not why:
         shared = max(spec.shared_ways, info.cache.min_bits)
-        taken = functools.reduce(operator.or_, others.values(), 0)
-        free = longest_run(((1 << bits) - 1) & ~taken)
-        first, left = max((free & -free).bit_length() - 1, 0), free.bit_count()
-        ways = _ownable(left, shared, info.cache.shareable >> first & ((1 << left) - 1))
+        first, left, ways = _line(info.cache, shared, taken)
         if groups < 2 or ways < info.cache.min_bits:
             ways, shared, first = 0, 0, 0
             theirs = f"; groups of other tools keep the ways {taken:x}" if taken else ""
@@ -255,12 +244,19 @@ def _make(
         else:
             units, unit_bytes = int(spec.memory_bandwidth // MBA_STEP_BYTES), MBA_STEP_BYTES
     return Offer(
-        info=info, groups=groups, domain_id=domains, domain_zone=zone,
+        info=info, groups=groups, domain_id=domains, domain_zone=zone, taken=taken,
         domain_of_cpu=np.array([index.get(of_cpu.get(c, -1), -1) for c in layout.cpu_id.tolist()], np.int64),
         first_way=first, bits=bits, ways=ways, shared_ways=shared,
         way_bytes=way_bytes(roots, int(layout.cpu_id[0]), info.cache.bits) if info.cache else 0.0,
         memory_units=units, split=split, memory_unit_bytes=unit_bytes, why_no_ways=why_ways, why_no_memory=why_memory,
     )  # fmt: skip
+
+
+def _line(cache: CacheInfo, shared: int, taken: int) -> tuple[int, int, int]:
+    """Return (lowest bit, how many in a row, how many of them VMs can own) of the ways that are not ``taken``."""
+    free = longest_run(((1 << cache.bits) - 1) & ~taken)
+    first, left = max((free & -free).bit_length() - 1, 0), free.bit_count()
+    return first, left, _ownable(left, shared, cache.shareable >> first & ((1 << left) - 1))
 
 
 def _ownable(bits: int, shared: int, shareable: int) -> int:
@@ -291,3 +287,47 @@ def with_offer(topology: Topology, offer: Offer) -> Topology:
         topology, pools=tuple(pools), ways=offer.ways, way_bits=offer.bits, shared_ways=offer.shared_ways,
         min_ways=cache.min_bits, max_classes=offer.groups,
     )  # fmt: skip
+
+
+def contracts(
+    specs: Sequence[VmSpec], whole: Topology, first: Offer | None, now: Offer | None
+) -> tuple[Topology, VmTable, list[str]]:
+    """Return (topology, contracts, what is wrong in words) with the ways of ``now``; ``whole`` has those of ``first``.
+
+    Another line of ways is another topology, even with as many.
+    """
+    if now is None or now is first:
+        return whole, resolve(specs, whole), []
+    topology = with_offer(whole, now)
+    if now.ways >= whole.ways:
+        return topology, resolve(specs, topology), []
+    asked = resolve(specs, whole)
+    vms = _fit(topology, asked)
+    cut = "" if vms is asked else ", less than VMs reserve"
+    return topology, vms, [f"resctrl groups of other tools keep the ways {now.taken:x}: VMs have {now.ways}{cut}"]
+
+
+def _fit(topology: Topology, vms: VmTable) -> VmTable:
+    """Return the contracts with reservations of ways cut to what is left, shared VMs' first and security's last.
+
+    The largest is cut first. An isolated VM keeps ``min_ways``, which the caller has made sure that there are.
+    """
+    least, own = topology.min_ways, vms.reservation[:, CACHE].copy()
+    floor = np.where(vms.isolation != Isolation.SHARED, least, 0)
+    for zone in np.unique(vms.zone).tolist():
+        for kind in Isolation:
+            while _needed(own, floor, least)[vms.zone == zone].sum() > topology.ways:
+                rows = np.flatnonzero((vms.zone == zone) & (vms.isolation == kind) & (own > floor)).tolist()
+                if not rows:
+                    break
+                row = max(rows, key=lambda r: (int(own[r]), int(vms.rank[r])))
+                own[row] = own[row] - 1 if own[row] > least else 0
+    if (own == vms.reservation[:, CACHE]).all():
+        return vms
+    reservation = vms.reservation.copy()
+    reservation[:, CACHE] = own
+    return dataclasses.replace(vms, reservation=reservation)
+
+
+def _needed(own: IntArray, floor: IntArray, least: int) -> IntArray:
+    return np.where(own > 0, np.maximum(own, least), floor)

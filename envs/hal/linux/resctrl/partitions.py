@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from foreshare.envs.classes import regroup
 from foreshare.envs.hal.linux.cgroups import GONE
 from foreshare.envs.hal.linux.threads import VmThreads
 from foreshare.envs.hal.protocol import Clock
@@ -19,7 +20,6 @@ from foreshare.envs.hal.types import Control, Plan, Receipt, WriteFailure
 from foreshare.policies.errors import HostError
 from foreshare.policies.host import IntArray, Placement, Resource, VmTable
 
-from .classes import regroup
 from .fights import Fights
 from .files import Files
 from .groups import Group, Tree, packed
@@ -57,8 +57,10 @@ class Partitions:
         self.dirty = False
         self.noted: list[tuple[str, bytes]] | None = None
         """Where calls on schemata files are noted for the floor measurement; an empty payload is a read."""
+        self.relaid = False
+        """The line of ways is another one than that which groups were last written for."""
         self.trouble = self.intruders = ""
-        """The latest refusal, in words; and other tools' groups that came later and fill ways of VMs."""
+        """The latest refusal, in words; and other tools' groups that fill ways of VMs."""
         self._refusals: dict[int, tuple[int, str]] = {}
         """Groups that refused a write in the latest :meth:`reconcile`: errno and words."""
         self.classes = np.array([s for s, (_, row) in enumerate(self.named) if row < 0], np.int64)
@@ -133,8 +135,7 @@ class Partitions:
                 self._make(s)
                 if name in there and self.named[s][1] >= 0:
                     self.state.adopt(s, self.named[s][1], now)
-            if self.spec.confine_host:
-                self._confine()
+            self.relaid = True
             self.reconcile(now)
         short = [self.named[s][0] for s in range(len(self.named)) if not self._settled(s)]
         if short:
@@ -161,13 +162,6 @@ class Partitions:
                 words += ": monitoring ids of removed groups are still resting, try again in some seconds"
             raise HostError(f"cannot make the resctrl group {self.named[s][0]}: {words}") from error
         self.look(s)
-
-    def _confine(self) -> None:
-        """Keep the default group out of the ways that VMs can own. Raises OSError."""
-        domains = self.tree.root_values().get(self._cache_names[0].decode(), {}) if self._cache_names else {}
-        if domains and self.offer.ways:
-            values = ";".join(f"{d}={self.offer.kernel_mask(self.state.base):x}" for d in domains)
-            self.tree.write_root(b"".join(b"%s:%s\n" % (n, values.encode()) for n in self._cache_names))
 
     def close(self) -> None:
         """Close every file; restore is what removes the groups."""
@@ -261,18 +255,25 @@ class Partitions:
         mask, mb, alone = self._wanted
         self.dirty = False
         self._refusals.clear()
-        if (state.held_mask == mask)[:, state.live].all() and (state.held_mb == mb)[:, state.live].all():
+        same = (state.held_mask == mask)[:, state.live].all() and (state.held_mb == mb)[:, state.live].all()
+        if same and not self.relaid:
             return 0
         calls = 0
         first_mask, first_mb = state.shrink(mask, mb)
         written = []
-        for s in self._differing(first_mask, first_mb):
+        first = self._differing(first_mask, first_mb)
+        if self.relaid:  # the lowest ways, where those go who keep none, may be what an owner has yet to leave
+            first.sort(key=lambda s: bool((first_mask[s] & ~state.held_mask[s]).any()))
+        for s in first:
             calls += 1
             if self._write(s, first_mask[s], first_mb[s]):
                 written.append(s)
         for s in written:
             calls += 1
             self.look(s)
+        if self.relaid and self.spec.confine_host and self._cache_names:
+            self.tree.confine(self._cache_names, self.offer.kernel_mask(state.base))
+        self.relaid = False
         for s in self._differing(mask, mb):
             goal = mask[s].copy()
             for d in np.flatnonzero((goal != state.held_mask[s]) & state.live).tolist():

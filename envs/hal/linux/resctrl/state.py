@@ -25,14 +25,12 @@ class State:
 
     def __init__(self, offer: Offer, table: VmTable, groups: int, quarantine_ns: int) -> None:
         n, d = len(table), len(offer.domain_id)
-        self.offer, self.zone, self.groups = offer, table.zone, groups
+        self.zone, self.groups = table.zone, groups
         self._apart = table.isolation != 0
         self._quarantine_ns = quarantine_ns
         cache = offer.info.cache
-        self.full = (1 << offer.bits) - 1
         self.min_bits = cache.min_bits if cache is not None else 1
-        self.base = (1 << max(offer.shared_ways, self.min_bits)) - 1 if offer.ways else self.full
-        """Ways that nobody ever owns: always a legal mask."""
+        self._line(offer)
         self.ways: IntArray = np.zeros(n, np.int64)
         """(N,) mask that each VM was promised; 0: the shared ways."""
         self.memory: IntArray = np.zeros(n, np.int64)
@@ -52,6 +50,33 @@ class State:
         self._grow_at = [0] * len(self.shared)
         self.resting: list[tuple[int, int, int, int]] = []
         """(zone, row, ways, until when in ns) of ways that left an isolated VM."""
+
+    def _line(self, offer: Offer) -> None:
+        self.offer = offer
+        self.full = (1 << offer.bits) - 1
+        self.base = (1 << max(offer.shared_ways, self.min_bits)) - 1 if offer.ways else self.full
+        """Ways that nobody ever owns: always a legal mask."""
+
+    def lay_out(self, offer: Offer, now_ns: int) -> None:
+        """Count masks on the line of another offer; what groups hold is unknown until it has been read.
+
+        Promises, rests and shared ways stay on the ways that they are on, as far as those are still there and what is
+        left of them is legal.
+        """
+        before, self.bandwidth.offer = self.offer, offer
+        self._line(offer)
+        owned = ((1 << offer.ways) - 1) << offer.shared_ways
+        resting = [(z, row, before.moved(ways, offer) & owned, until) for z, row, ways, until in self.resting]
+        for row in np.flatnonzero(self.ways).tolist():
+            there = before.moved(int(self.ways[row]), offer) & owned
+            kept = longest_run(there)
+            self.ways[row] = kept if kept.bit_count() >= self.min_bits else 0
+            if self._apart[row] and self._quarantine_ns:
+                left = there & ~int(self.ways[row])
+                resting.append((int(self.zone[row]), row, left, now_ns + self._quarantine_ns))
+        self.resting = [rest for rest in resting if rest[2]]
+        self.shared = [before.moved(mask, offer) for mask in self.shared]
+        self.held_mask[:] = UNKNOWN
 
     def promise_ways(self, row: int, mask: int, now_ns: int) -> bool:
         """Promise ``mask`` to a VM; return False where it is no legal one or somebody else was promised some of it."""

@@ -12,16 +12,17 @@ import os
 
 import numpy as np
 
+from foreshare.envs.classes import regroup
 from foreshare.envs.hal.linux.cgroups import GONE
 from foreshare.envs.hal.linux.roots import Roots
 from foreshare.policies.errors import HostError
+from foreshare.policies.host import Isolation
 
-from .classes import regroup
 from .files import explain
 from .groups import Tree
 from .members import Members
 from .monitor import Monitor
-from .offer import foreign_ways
+from .others import Others
 from .partitions import PATIENCE_NS, Partitions
 from .state import GROW_NS
 
@@ -30,6 +31,8 @@ RETRY_NS = 1_000_000_000
 REGROUP_NS = 1_000_000_000
 MOUNT_TICKS = 10
 STRAY_TICKS = 100
+RETURN_NS = 500_000_000
+"""Ways that other tools' groups have left are planned with again after so long: each time all is laid out anew."""
 FOLLOW_TICKS = 10
 FOLLOW_MOST = 64
 """Threads that one tick moves into their group; the others wait for the next."""
@@ -45,6 +48,14 @@ class Upkeep:
         self._regroup_ns = self._grow_ns = self._token_ns = 0
         self._tokens = float(parts.spec.moves_per_s)
         self._down = False
+        planned = frozenset(name for name, _ in parts.named)
+        self._others = Others(
+            parts.files, parts.offer.info.cache, lambda name: name in planned or parts.names.ours(name)
+        )
+        self._avoided = parts.offer.taken
+        self._returned_ns = 0
+        apart = parts.table.zone[parts.table.isolation != Isolation.SHARED]
+        self._least = int(np.bincount(apart).max(initial=0)) * parts.state.min_bits
         self._online = b""
         self._links = -1
         self.repairs = 0
@@ -72,6 +83,7 @@ class Upkeep:
             if (self._down or self._tick % MOUNT_TICKS == 0) and not self._mounted(now):
                 return
             self._look(now)
+            self._around(now)
             self._mend(now)
             self._classes(now)
             if parts.fights.over(now) or parts.state.expire(now) or now >= self._grow_ns:
@@ -98,7 +110,8 @@ class Upkeep:
             self._watch()
 
     def close(self) -> None:
-        """Close the file that tells of hot-plug."""
+        """Close the file that tells of hot-plug, and other tools' groups."""
+        self._others.close()
         if self._online_fd >= 0:
             os.close(self._online_fd)
             self._online_fd = -1
@@ -115,11 +128,14 @@ class Upkeep:
         online = os.pread(self._online_fd, 4096, 0) if self._online_fd >= 0 else b""
         links = parts.tree.links()
         every = range(len(parts.groups))
-        if online == self._online and links == self._links:
-            every = range(self._tick % len(parts.groups), self._tick % len(parts.groups) + 1)
+        if links != self._links or self._others.lost:
+            self._others.list(parts.tree.top)
+        elif online == self._online:
+            turn = self._tick % (len(parts.groups) + len(self._others))
+            if turn >= len(parts.groups):
+                self._others.look(turn - len(parts.groups))
+            every = every[turn : turn + 1]
         plugged = online != self._online
-        if links != self._links:
-            self._intruders()
         self._online, self._links = online, links
         for s in every:
             if parts.groups[s] is not None and not parts.look(s):
@@ -127,16 +143,32 @@ class Upkeep:
                 if not plugged:
                     parts.fights.changed(s, now)
 
-    def _intruders(self) -> None:
-        """Look whether another tool has a group now that fills what is planned with here."""
-        parts = self._parts
-        offer = parts.offer
+    def _around(self, now: int) -> None:
+        """Leave ways to other tools' groups as soon as they keep them, take them back some time after they have not."""
+        parts, others = self._parts, self._others
+        around = self._avoided
+        if others.taken & ~around:
+            around |= others.taken
+        elif others.taken == around:
+            self._returned_ns = 0
+        elif not self._returned_ns:
+            self._returned_ns = now + RETURN_NS
+        elif now >= self._returned_ns:
+            around, self._returned_ns = others.taken, 0
+        if around == self._avoided:
+            return
+        self._avoided = around
+        offer = parts.offer.around(around, self._least)
+        if offer is not parts.offer:
+            parts.state.lay_out(offer, now)
+            parts.offer, parts.relaid, parts.dirty = offer, True, True
+            for s in range(len(parts.groups)):
+                parts.look(s)
         planned = offer.kernel_mask((1 << offer.bits) - 1) if offer.ways else 0
-        found = foreign_ways(parts.files, parts.tree.top, offer.info, parts.names)
         parts.intruders = "; ".join(
-            f"the resctrl group {name!r} of another tool keeps ways {kept & planned:x} that are VMs' here: a new start"
-            " plans without them"
-            for name, kept in sorted(found.items()) if kept & planned
+            f"the resctrl group {name!r} of another tool keeps ways {kept & planned:x} that are VMs' here: too few are"
+            " left to plan without them"
+            for name, kept in sorted(others.kept.items()) if kept & planned
         )  # fmt: skip
 
     def _mend(self, now: int) -> None:
@@ -265,6 +297,8 @@ class Upkeep:
             for s in range(len(parts.groups)):
                 parts.lose(s)
             parts.tree.close()
+            self._others.close()
+            self._links = -1
             self._watch()
             parts.trouble = f"resctrl is no longer mounted at {parts.tree.path}: ways and bandwidth are nobody's now"
         if mount is None or now < self._retry_ns[0]:

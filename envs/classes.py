@@ -1,4 +1,4 @@
-"""Which VMs share a class where there are more VMs than classes. Pure numpy; knows no files.
+"""Which VMs share a class where there are more VMs than classes: resctrl and the simulator. Pure numpy, no files.
 
 Owners of ways need a class of their own. The others share the classes that are left, alike with alike: what a class may
 use is the sum of what its members were given, so a member is safest among VMs that need about as much. VMs of

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreshare.envs.hal.linux.resctrl.classes import regroup, spread
+from foreshare.envs.classes import regroup, spread
 
 Case = tuple[dict[str, np.ndarray], int]
 
