@@ -31,6 +31,7 @@ TESTS: dict[int, tuple[str, ...]] = {
          "unit/test_linux_resctrl.py::test_a_tool_that_insists_is_left_the_group_for_a_while",
          "unit/test_hotplug.py::test_cpus_of_another_programs_partition_are_planned_around",
          "unit/test_hotplug.py::test_a_partition_that_comes_above_the_vms_takes_cpus_like_a_hot_unplug",
+         "lab/test_lab_cgroup2.py::test_cpus_of_a_partition_that_comes_later_are_left_to_it_and_taken_back",
          "unit/test_linux_resctrl.py::test_a_vm_whose_class_is_removed_while_it_moves_is_not_lost"),
     14: ("unit/test_linux_resctrl.py::test_the_lock_of_other_tools_is_waited_for_and_then_given_up",
          "unit/test_loop.py::test_a_write_that_finds_a_lock_held_is_deferred_not_failed"),

@@ -35,6 +35,8 @@ from foreshare.envs.hal.types import Control, Plan, Receipt
 from foreshare.policies.errors import HostError
 from foreshare.policies.host import Host, Isolation, Placement, Resource
 from foreshare.policies.reading import Quality, Reading
+from foreshare.policies.registry import make_mind
+from foreshare.runtime.loop import ControlLoop
 
 pytestmark = [
     pytest.mark.lab,
@@ -366,6 +368,43 @@ def test_an_isolated_vm_has_a_partition_and_what_reads_invalid_is_none() -> None
         finally:
             for name in names:
                 (root() / name).rmdir()
+
+
+def test_cpus_of_a_partition_that_comes_later_are_left_to_it_and_taken_back() -> None:
+    """Faults 13 and 20 on the real files: a partition beside the cgroup above the VMs takes CPUs from under them."""
+    folders = ("fs-machine", "fs-machine/a", "fs-machine/b", "fs-stranger")
+    with temporary_cgroups(1), ExitStack() as after:
+        for folder in folders:
+            (root() / folder).mkdir()
+            after.callback((root() / folder).rmdir)
+            if folder == folders[0]:
+                (root() / folder / "cgroup.subtree_control").write_text("+cpu +cpuset")
+        stranger = root() / folders[-1]
+        vms = tuple(
+            VmSpec(name=c, cgroup=c, zone=1, isolation=Isolation.ISOLATED if i else Isolation.SHARED)
+            for i, c in enumerate(folders[1:3])
+        )
+        hal = after.enter_context(opened(LinuxSpec(vms=vms, resctrl=ResctrlSpec(use="off"))))
+        hal.claim(lambda doc: None)
+        loop = ControlLoop(hal, make_mind("static", Host(hal.topology, hal.vms)))
+
+        def listed() -> set[int]:
+            texts = [(root() / c / "cpuset.cpus").read_text() for c in folders[1:3]]
+            return set().union(*map(cpulist.parse, texts))
+
+        loop.run(10)
+        whole, taken = hal.topology.pool(Resource.CPU, 1).units, max(listed())
+        (stranger / "cpuset.cpus").write_text(str(taken))
+        (stranger / "cpuset.cpus.partition").write_text("root")
+        assert partition_of(folders[-1]) == "root"
+        loop.run(10)
+        assert taken not in listed() and partition_of(folders[-1]) == "root"
+        assert hal.topology.pool(Resource.CPU, 1).units < whole
+        assert any(f"CPUs {taken} are kept by a cpuset of another program" in line for line in hal.troubles())
+        (stranger / "cpuset.cpus.partition").write_text("member")
+        loop.run(10)
+        assert hal.topology.pool(Resource.CPU, 1).units == whole and loop.counts.failed == 0
+        assert not any("another program" in line for line in hal.troubles())
 
 
 def test_an_isolated_vm_has_a_cookie_of_its_own() -> None:
