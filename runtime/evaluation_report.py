@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from foreshare.training.drive import ORACLE_PREFIX
+
 from .report.page import PALETTE, esc, figure, page, section, table, tabs, tile
 from .tables import NO_VALUE, printable
 
-ORACLE = "oracle-"
 NO_ORACLE = "closure: not shown, no oracle was among the policies"
 _COLUMNS = (
     ("late requests %", "slo_violation_pct", 2),
@@ -113,7 +114,7 @@ def render(result: Result) -> str:
     """Return the report as one HTML document: no script, nothing from elsewhere."""
     loads = _loads(result)
     ranked = _ranked(result, "all")
-    best = next((p for p in ranked if not p.startswith(ORACLE)), ranked[0])
+    best = next((p for p in ranked if not p.startswith(ORACLE_PREFIX)), ranked[0])
     figures = result["policies"][best]["all"]
     tiles = "".join(
         [

@@ -40,6 +40,10 @@ class HandClock:
         self.t_ns = max(self.t_ns, t_ns)
 
 
+class KilledError(BaseException):
+    """The process dies here: nothing that handles errors sees it."""
+
+
 class FakeHost:
     """Files of ``n`` VMs with ``threads`` threads each; the last argument picks which are isolated."""
 
@@ -80,6 +84,22 @@ class FakeHost:
         for name, text in files.items():
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             (self.root / name).write_text(text + "\n")
+
+    def die_at(self, operation: int) -> None:
+        """Raise KilledError from the ``operation``-th operation on resctrl from now on, until :meth:`live`."""
+        left = operation
+
+        def die(what: str, path: str) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KilledError
+
+        self.fake.before = die
+
+    def live(self) -> None:
+        """Let operations on resctrl be again."""
+        self.fake.before = lambda what, path: None
 
     def born(self, vm: int, tid: int, start: int = 5) -> None:
         self.put({f"proc/{tid}/stat": f"{tid} (x) S " + " ".join(["0"] * 18 + [str(start)] + ["0"] * 5),

@@ -9,6 +9,7 @@ from typing import Any
 
 from foreshare.policies.errors import InputError
 
+_log = logging.getLogger(__name__)
 ATTEMPTS = 3
 """Ray gives its own processes 30 s to start, which a busy machine may not manage."""
 PATIENCE_S = 30.0
@@ -56,7 +57,7 @@ def cpus() -> int:
     return max(int(resources().get("CPU", 0)), 1)
 
 
-def answers(references: Sequence[Any], tell: Callable[[str], None] = lambda line: None) -> list[Any]:
+def answers(references: Sequence[Any], tell: Callable[[str], None] = _log.warning) -> list[Any]:
     """Return what the tasks return, in their order; says so when none ends for a while.
 
     ``ray.get`` alone waits for ever, and deaf to signals, for a CPU that the cluster does not have.

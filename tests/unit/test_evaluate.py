@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from foreshare.envs.simulator.scenario import Scenario
 from foreshare.envs.simulator.scenario_draw import draw, to_toml
 from foreshare.envs.simulator.suites import Suite, load_suite, suite_hash
 from foreshare.policies.errors import InputError
+from foreshare.runtime import evaluation_report
 from foreshare.runtime.session import HalChoice, Session
 from foreshare.training import evaluate_cache
 from foreshare.training.drive import Recording, open_world, record, simulator_of, violations
@@ -270,6 +272,12 @@ def test_what_a_policy_is_worth_that_knows(suite: Suite, monkeypatch: pytest.Mon
     over = {policy: loads["over"]["slo_violation_pct"] for policy, loads in result["policies"].items()}
     assert all(over[knows] < over[sees] for sees, knows in pairs.items())
     assert len(set(over.values())) == 4, "each is a policy of its own"
+    assert re.search(r"^triage .* the base ", evaluation_report.text(result), re.M) and set(
+        result["base"].values()
+    ) == {"triage"}
+    assert "<b>champion</b><span>fewest late requests" in evaluation_report.render(result), (
+        "who knows does not count as best"
+    )
     before = [evaluate_cache.policy_identity(name) for name in pairs.values()]
     monkeypatch.setattr(evaluate_cache, "network_identity", lambda name: "another network")
     evaluate_cache._named_identity.cache_clear()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from resctrl_host import TICK_NS, FakeHost, apply, claim, plan, tick
+from resctrl_host import TICK_NS, FakeHost, KilledError, apply, claim, plan, tick
 
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.fake import AMD, INTEL, FakeResctrl, Hardware
@@ -136,23 +136,13 @@ def test_every_prefix_of_every_write_leaves_no_overlap(tmp_path: Path) -> None:
     moves = [[(WAYS, 0, 0b1110), (WAYS, 1, 0b110000)], [(WAYS, 0, 0b10), (WAYS, 1, 0b1111100)],
              [(WAYS, 0, 0), (WAYS, 1, 0b110)], [(WAYS, 1, 0b11 << 8), (WAYS, 0, 0b111110)]]  # fmt: skip
 
-    class KilledError(BaseException):
-        pass
-
     for at in range(40):
         folder = tmp_path / str(at)
         host = FakeHost(folder, isolated=(0, 1), zones=lambda i: 0)
         hal = host.open()
         doc = claim(hal)
         a, b = name_of(hal, 0), name_of(hal, 1)
-        left = [at]
-
-        def die(operation: str, path: str, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KilledError
-
-        host.fake.before = die
+        host.die_at(at)
         try:
             for move in moves:
                 apply(hal, *move)
@@ -161,10 +151,10 @@ def test_every_prefix_of_every_write_leaves_no_overlap(tmp_path: Path) -> None:
             pass
         else:
             assert at > 5
-            host.fake.before = lambda operation, path: None
+            host.live()
             hal.close()
             break
-        host.fake.before = lambda operation, path: None
+        host.live()
         masks = {g: host.masks(g)[0] for g in (a, b)}
         assert masks[a] & masks[b] & ~1 == 0, (at, masks)
         others = [host.masks(g)[0] for g in host.groups() - {a, b}]

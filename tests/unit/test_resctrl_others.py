@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from resctrl_host import TICK_NS, FakeHost, apply, claim, tick
+from resctrl_host import TICK_NS, FakeHost, KilledError, apply, claim, tick
 
 from foreshare.envs.hal.linux.hal import LinuxHal
 from foreshare.envs.hal.linux.resctrl.masks import is_run
@@ -149,22 +149,15 @@ def test_a_kill_while_ways_are_given_up_leaves_nothing_shared(theirs: int, tmp_p
         before = hal.partitions.offer.kernel_mask(hal.partitions.state.base)  # type: ignore[union-attr]
         make_group(host, "pod")
         host.fake.put("pod/schemata", f"L3:0={theirs:x}\n")
-        left = [at]
-
-        def die(operation: str, path: str, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                raise KeyboardInterrupt
-
-        host.fake.before = die
+        host.die_at(at)
         try:
             tick(host, hal, 10)
-        except KeyboardInterrupt:
+        except KilledError:
             assert wrong(host, hal, shared=before) == [], at
         else:
             assert at > 1
             break
-        host.fake.before = lambda operation, path: None
+        host.live()
         hal._release()
         again = host.open(confine_host=True)
         again.claim(lambda doc: None, doc)
@@ -175,7 +168,7 @@ def test_a_kill_while_ways_are_given_up_leaves_nothing_shared(theirs: int, tmp_p
     parts = hal.partitions
     assert parts is not None and wrong(host, hal, theirs) == []
     assert host.masks("")[0] == parts.offer.kernel_mask(parts.state.base)
-    host.fake.before = lambda operation, path: None
+    host.live()
     hal.close()
 
 

@@ -63,9 +63,10 @@ def crew(sessions: Sequence[Session], options: FitOptions, tell: Callable[[str],
     with ray_session(options.ray_address):
         import ray
 
-        count = min(options.workers, len(sessions), cpus())
+        there = cpus()
+        count = min(options.workers, len(sessions), there)
         if count < options.workers:
-            tell(f"{count} actors, not {options.workers}: {len(sessions)} recordings, {cpus()} CPUs in the Ray cluster")
+            tell(f"{count} actors, not {options.workers}: {len(sessions)} recordings, {there} CPUs in the Ray cluster")
         longest = sorted(sessions, key=lambda s: -s.ticks * s.vms)
         actor: Any = ray.remote(num_cpus=1)(Part)
         parts: list[Any] = [
