@@ -11,7 +11,7 @@ from foreshare.training.drive import ORACLE_PREFIX
 from .report.page import PALETTE, esc, figure, page, section, table, tabs, tile
 from .tables import NO_VALUE, printable
 
-NO_ORACLE = "closure: not shown, no oracle was among the policies"
+NO_CLOSURE = "closure: not shown, it takes oracle-paying among the policies, a point or more below the base"
 _COLUMNS = (
     ("late requests %", "slo_violation_pct", 2),
     ("VMs late %", "late_vms_pct", 1),
@@ -106,7 +106,7 @@ def text(result: Result) -> str:
             lines.append("  ".join([first, *rest]).rstrip())
     lines.append("")
     if not _has_closure(result):
-        lines.append(NO_ORACLE)
+        lines.append(NO_CLOSURE)
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -140,7 +140,7 @@ def render(result: Result) -> str:
             ["scenario", *map(esc, policies)], [[esc(c) for c in r] for r in rows], range(1, len(policies) + 1)
         )
         by_scenario.append((esc(load), cells))
-    note = "" if _has_closure(result) else f'<p class="soft">{NO_ORACLE}.</p>'
+    note = "" if _has_closure(result) else f'<p class="soft">{NO_CLOSURE}.</p>'
     meaning = table(["figure", "what it says"], [[esc(a), esc(b, 200)] for a, b in _MEANING], about=1)
     body = (
         f"<h1>foreshare evaluate</h1><p class='lead'>Suite {esc(result['suite'])}. All policies met the same arrivals;"
