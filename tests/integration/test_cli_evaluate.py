@@ -116,7 +116,8 @@ def test_evaluate_for_people(suite: str, tmp_path: Path) -> None:
         "--report", str(report),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "over load" in done.stdout and "hash " in done.stdout and "closure: not shown, it takes oracle-paying" in done.stdout
+    assert "over load" in done.stdout and "hash " in done.stdout
+    assert "closure: not shown, it takes oracle-paying" in done.stdout
     assert "runs" in done.stderr
     page = report.read_text()
     html.parser.HTMLParser().feed(page)
