@@ -3,13 +3,17 @@
 Observation spaces, the encoder, the documentation and the schema hash that travels with every model derive from
 :data:`VM_FEATURES` and :data:`HOST_FEATURES`. Amounts are relative, so that one model serves any host: to the VM's fair
 share (capacity over VMs), or of capacity. Values are clipped to their bounds; what is not known has its default.
+
+One look says little of a VM whose load comes in bursts. Of what changes from tick to tick a policy therefore also sees
+``lately_*``, its mean ``m`` with exponential weights over about LATELY_TICKS ticks, and ``swing_*``, the mean of
+``|x - m|`` over the same time: the memory that a network without a state of its own has.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 
 import numpy as np
@@ -23,7 +27,8 @@ from .decide import Mind
 from .forecast import carry
 from .host import CPU, IO, MEMORY, RESOURCES, FloatArray, Host, Isolation, R
 
-VERSION = 2
+VERSION = 3
+LATELY_TICKS = 20
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -48,7 +53,7 @@ def _each(prefix: str, unit: str, high: float, source: str) -> tuple[Feature, ..
 
 _RATE = "log(1 + multiples of the mean need)"
 _FAIR = "log(1 + multiples of a fair share)"
-VM_FEATURES: tuple[Feature, ...] = (
+_NOW: tuple[Feature, ...] = (
     *_each("ask", _FAIR, 6.0, "what the VM should get to be on time (Request.ask)"),
     *_each("need", _FAIR, 6.0, "what it is expected to use (Request.need)"),
     *_each("held", _FAIR, 6.0, "what was decided for it in the tick before"),
@@ -85,6 +90,32 @@ VM_FEATURES: tuple[Feature, ...] = (
     Feature(name="short_rate", unit="log(multiples of the mean need)", low=-3.0, high=3.0, default=0.0,
             source="rate times short"),
 )  # fmt: skip
+_KEPT = (
+    "need_cpu", "need_memory", "need_io", "held_cpu", "held_memory", "held_io", "ask_cache", "load_cpu", "load_memory",
+    "load_io", "backlog_cpu", "delay", "fits", "slack", "due_all", "rate", "overdue", "hidden", "served", "short",
+    "seen_rate", "short_rate",
+)  # fmt: skip
+"""Of these there are means and swings."""
+
+
+def remembered_of(name: str) -> str:
+    """Return the name of the feature of which ``name`` is the mean or the swing; its own if it is neither."""
+    return name.removeprefix("lately_").removeprefix("swing_")
+
+
+def _remembered() -> tuple[Feature, ...]:
+    kept = [next(f for f in _NOW if f.name == name) for name in _KEPT]
+    means = [replace(f, name=f"lately_{f.name}", source=f"mean of {f.name} over about {LATELY_TICKS} ticks")
+             for f in kept]  # fmt: skip
+    swings = [
+        replace(f, name=f"swing_{f.name}", low=0.0, high=f.high - f.low, default=0.0,
+                source=f"how far {f.name} was from that mean, in the mean over the same time")
+        for f in kept
+    ]  # fmt: skip
+    return (*means, *swings)
+
+
+VM_FEATURES: tuple[Feature, ...] = (*_NOW, *_remembered())
 HOST_FEATURES: tuple[Feature, ...] = (
     *_each("asked", "1", 4.0, "sum of asks over capacity"),
     *_each("needed", "1", 4.0, "sum of needs over capacity"),
@@ -97,6 +128,9 @@ _LEAST_RATE = 0.05
 _DEADLINES = 7 + len(STEPS) + 1  # target, slack, due, rate, overdue, hidden, weight, over
 _AMOUNTS = 5  # ask, need, held, reservation, backlog
 _LOAD, _AFTER = _AMOUNTS * R, (_AMOUNTS + 1) * R
+_LATELY = len(_NOW)
+_KEPT_AT = np.array([[f.name for f in _NOW].index(name) for name in _KEPT], np.int64)
+_GAIN = np.float32(1.0 / LATELY_TICKS)
 _VM_BOUNDS, _HOST_BOUNDS = (
     tuple(np.array([getattr(f, k) for f in features], np.float32) for k in ("low", "high", "default"))
     for features in (VM_FEATURES, HOST_FEATURES)
@@ -120,6 +154,7 @@ class Encoder:
         self._last = np.zeros(0)
         self._hidden = np.zeros(0)
         self._log_rate: FloatArray = np.zeros(0)
+        self._lately: Float32Array = np.zeros((0, 2 * len(_KEPT)), np.float32)
 
     def encode(self) -> tuple[Float32Array, Float32Array]:
         """Return fresh (N, F) and (G,) float32, in a batch (H, N, F) and (H, G).
@@ -152,19 +187,32 @@ class Encoder:
         rate = self._encode_deadlines(vms[..., _AFTER + 5 :])
         whole = np.empty((*q.ask.shape[:-2], G), np.float32)
         whole[..., :R] = total(q.ask) * self._per_capacity
-        self._encode_scarcity(vms[..., _AFTER + 5 + _DEADLINES :], whole)
+        self._encode_scarcity(vms[..., _AFTER + 5 + _DEADLINES : _LATELY], whole)
         whole[..., R : 2 * R] = total(q.need) * self._per_capacity
         whole[..., 2 * R : 3 * R] = total(q.need * rate[..., None]) * self._per_capacity
         whole[..., 3 * R] = self._count
         whole[..., 3 * R + 1] = np.log1p(q.delay_ticks.sum(axis=-1) / max(n, 1))
-        return _within(vms, *_VM_BOUNDS), _within(whole, *_HOST_BOUNDS)
+        _within(vms[..., :_LATELY], *(bound[:_LATELY] for bound in _VM_BOUNDS))
+        vms[..., _LATELY:] = self._remember(vms[..., _KEPT_AT])
+        return vms, _within(whole, *_HOST_BOUNDS)
+
+    def _remember(self, now: Float32Array) -> Float32Array:
+        """Take in what is seen now (..., N, K); return means and swings (..., N, 2 K), which change with the next."""
+        mean, swing = np.split(self._lately, 2, axis=-1)
+        new = np.isnan(mean)
+        off = now - mean
+        mean += _GAIN * off
+        swing += _GAIN * (np.abs(off) - swing)
+        np.copyto(mean, now, where=new)
+        swing[new] = 0.0
+        return self._lately
 
     def arrays(self) -> tuple[object, ...]:
         """Return what the compiled form works with, for the VMs that it is bound to; see :meth:`bind`."""
         mind, q, d = self._mind, self._mind.request, self._mind.deadlines
         return (
             self._constants, self._order, _BOUNDS, q.ask, q.need, q.backlog, q.delay_ticks, mind.held,
-            mind.forecast.unsure, d.overdue, d.rates, d.rate, self._last, self._hidden,
+            mind.forecast.unsure, d.overdue, d.rates, d.rate, self._last, self._hidden, _KEPT_AT, self._lately,
         )  # fmt: skip
 
     def _encode_compiled(self, compiled: ModuleType) -> tuple[Float32Array, Float32Array]:
@@ -214,6 +262,8 @@ class Encoder:
         self._hidden = carry(self._hidden, rows, fresh, axis=-1) if self._host is not None else fresh
         need = self._mind.request.need[..., 0]
         self._last = carry(self._last, rows, need, axis=-1) if self._host is not None else need.copy()
+        nothing = np.full((*host.shape[:-1], 2 * len(_KEPT)), np.nan, np.float32)
+        self._lately = carry(self._lately, rows, nothing) if self._host is not None else nothing
         self._host = host
         capacity = np.zeros(R)
         for pool in host.topology.pools:

@@ -86,10 +86,13 @@ PyObject *none(void) {
     return Py_None;
 }
 
-/* Take an array of rows, each within the host. */
-const int64_t *take_rows(call_t *c, PyObject *array) {
-    const int64_t *rows = take(&c->buffers, array, 'l', c->n, false);
-    for (Py_ssize_t k = 0; rows && k < c->n; k++)
-        if ((rows[k] < 0 || rows[k] >= c->n) && !out_of_shape(c)) return NULL;
-    return rows;
+/* Take an array of indices, each from 0 on and below ``end``. */
+const int64_t *take_below(call_t *c, PyObject *array, Py_ssize_t count, int64_t end) {
+    const int64_t *index = take(&c->buffers, array, 'l', count, false);
+    for (Py_ssize_t k = 0; index && k < count; k++)
+        if ((index[k] < 0 || index[k] >= end) && !out_of_shape(c)) return NULL;
+    return index;
 }
+
+/* Take an array of rows, each within the host. */
+const int64_t *take_rows(call_t *c, PyObject *array) { return take_below(c, array, c->n, c->n); }

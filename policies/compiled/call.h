@@ -17,6 +17,7 @@ typedef struct {
 bool begin(call_t *c, PyObject *packed, PyObject *batch);
 PyObject *finish(call_t *c, PyObject *answer);
 bool out_of_shape(call_t *c);
+const int64_t *take_below(call_t *c, PyObject *array, Py_ssize_t count, int64_t end);
 const int64_t *take_rows(call_t *c, PyObject *array);
 bool counted(Py_ssize_t got, Py_ssize_t wanted);
 PyObject *none(void);

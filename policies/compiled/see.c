@@ -67,9 +67,9 @@ INLINE void logarithms(float *y) {
     }
 }
 
-/* Bring each feature within its bounds, low, high and default one after the other. */
-INLINE void bring_within(float *restrict x, const float *restrict bounds, int features) {
-    for (int f = 0; f < features; f++) {
+/* Bring each of ``count`` features within its bounds: (3, features), low, high and default. */
+INLINE void bring_within(float *restrict x, const float *restrict bounds, int count, int features) {
+    for (int f = 0; f < count; f++) {
         float low = bounds[f], high = bounds[features + f], none = bounds[2 * features + f];
         float y = x[f] < low ? low : x[f];
         y = y > high ? high : y;
@@ -117,12 +117,25 @@ INLINE void see_vm(const tables_t *t, const view_t *v, const seen_t *in, int64_t
     out[WEIGHT] = (float)v->weight[i], out[OVER] = rest[2];
     out[SERVED] = (float)served, out[SHORT] = short_of;
     out[SEEN_RATE] = in->unsure[i] ? 0.0f : (float)log_rate, out[SHORT_RATE] = (float)(log_rate * (double)short_of);
-    bring_within(out, v->vm_bounds, VM_FEATURES);
+    bring_within(out, v->vm_bounds, LATELY, VM_FEATURES);
 }
 
-/* Encoder.encode() of one host. ``last``: the CPU need of the tick before; ``room`` (N,): to work in. */
-CLONES void encode(const tables_t *t, const view_t *v, const seen_t *in, double *last, double *hidden, double *room,
-            float *vms, float *whole) {
+/* Encoder._remember() of one VM. */
+INLINE void remember(const int64_t *restrict kept, float *restrict lately, float *restrict out) {
+    const float gain = 1.0f / LATELY_TICKS;
+    for (int k = 0; k < KEPT; k++) {
+        float x = out[kept[k]], mean = lately[k], swing = lately[KEPT + k], off = x - mean;
+        bool new = mean != mean;
+        float size = off < 0.0f ? -off : off;
+        mean += gain * off, swing += gain * (size - swing);
+        out[LATELY + k] = lately[k] = new ? x : mean;
+        out[SWING + k] = lately[KEPT + k] = new ? 0.0f : swing;
+    }
+}
+
+/* Encoder.encode() of one host. ``room`` (N,): to work in. */
+CLONES void encode(const tables_t *t, const view_t *v, const seen_t *in, const remembered_t *m, double *room, float *vms,
+            float *whole) {
     double asked[R] = {0.0}, needed[R] = {0.0}, pressed[R] = {0.0}, delay = 0.0;
     room_left(t, in->ask, v->order, v->per_movable, room);
     for (int64_t i = 0; i < t->n; i++) {
@@ -144,11 +157,12 @@ CLONES void encode(const tables_t *t, const view_t *v, const seen_t *in, double 
     most = most < -1.0f ? -1.0f : most > 1.0f ? 1.0f : most;
     whole[VMS] = (float)*v->count;
     whole[MEAN_DELAY] = (float)log1p(delay / larger((double)t->n, 1.0));
-    bring_within(whole, v->host_bounds, HOST_FEATURES);
+    bring_within(whole, v->host_bounds, HOST_FEATURES, HOST_FEATURES);
     for (int64_t i = 0; i < t->n; i++) {
-        hidden[i] = in->unsure[i] ? hidden[i] + 1.0 : 0.0;
-        see_vm(t, v, in, i, room[i], last[i], hidden[i], most, vms + i * VM_FEATURES);
-        last[i] = in->need[i * R + CPU];
+        m->hidden[i] = in->unsure[i] ? m->hidden[i] + 1.0 : 0.0;
+        see_vm(t, v, in, i, room[i], m->last[i], m->hidden[i], most, vms + i * VM_FEATURES);
+        remember(v->kept, m->lately + i * 2 * KEPT, vms + i * VM_FEATURES);
+        m->last[i] = in->need[i * R + CPU];
     }
 }
 

@@ -6,7 +6,8 @@
 /* deadlines.py: LOOKS are now and each of STEPS; policies/features.py: columns of what is seen. */
 enum { STEPS = 4, LOOKS = STEPS + 1, RATES = STEPS + 1, ACTIONS = 1 + R };
 enum { AMOUNTS = 5 * R, LOAD = AMOUNTS, DELAY = LOAD + R, TREND, PRIORITY, FITS, ISOLATED, TARGET, SLACK, DUE };
-enum { RATE = DUE + RATES, OVERDUE, HIDDEN, WEIGHT, OVER, SERVED, SHORT, SEEN_RATE, SHORT_RATE, VM_FEATURES };
+enum { RATE = DUE + RATES, OVERDUE, HIDDEN, WEIGHT, OVER, SERVED, SHORT, SEEN_RATE, SHORT_RATE, LATELY };
+enum { KEPT = 22, SWING = LATELY + KEPT, VM_FEATURES = SWING + KEPT, LATELY_TICKS = 20 };
 enum { ASKED, NEEDED = R, PRESSED = 2 * R, VMS = 3 * R, MEAN_DELAY, HOST_FEATURES };
 
 /* Deadlines.update() */
@@ -28,6 +29,7 @@ typedef struct {
     const double *per_fair, *per_capacity, *per_movable, *count;      /* (R,) each; log of the VMs that are there */
     const double *priority, *weight, *target, *log_target, *isolated; /* (N,) */
     const int64_t *order;                 /* (N,) who comes first when what is left is counted */
+    const int64_t *kept;                  /* (KEPT,) the columns that are remembered */
     const float *vm_bounds, *host_bounds; /* low, high, default: (3, features) */
 } view_t;
 typedef struct {
@@ -37,8 +39,12 @@ typedef struct {
     const double *overdue, *rates, *rate;       /* (N,), (RATES, stride), (N,) */
     int64_t stride;
 } seen_t;
-void encode(const tables_t *t, const view_t *v, const seen_t *in, double *last, double *hidden, double *room,
-            float *vms, float *whole);
+typedef struct {
+    double *last, *hidden; /* (N,) the CPU need of the tick before; for how long a queue has not been seen */
+    float *lately;         /* (N, 2 KEPT) means and swings */
+} remembered_t;
+void encode(const tables_t *t, const view_t *v, const seen_t *in, const remembered_t *m, double *room, float *vms,
+            float *whole);
 
 /* Corrected.allocate() without the allocation */
 void correct(const tables_t *t, double limit, const float *action, const double *ask, const double *need,

@@ -28,7 +28,7 @@ typedef struct {
     call_t c;
     view_t view;
     seen_t in;
-    double *last, *hidden;
+    remembered_t remembered;
     network_t network;
     const bool *there;
     const double *standing, *per_share;
@@ -41,7 +41,7 @@ typedef struct {
     size_t bytes;
 } consult_t;
 
-enum { CONSULT = 23 };
+enum { CONSULT = 25 };
 
 static void drop_consult(void *room) {
     free(((consult_t *)room)->memory);
@@ -83,7 +83,9 @@ static consult_t *open_consult(memo_t *m, PyObject *const *args) {
     in->ask = IN('d', nr), in->need = IN('d', nr), in->backlog = IN('d', nr), in->delay = IN('d', n);
     in->held = IN('l', nr), in->unsure = IN('?', n), in->overdue = IN('d', n), in->rates = IN('d', RATES * n);
     in->rate = IN('d', n);
-    k->last = OUT('d', n), k->hidden = OUT('d', n);
+    k->remembered = (remembered_t){.last = OUT('d', n), .hidden = OUT('d', n)};
+    v->kept = take_below(&k->c, *a++, KEPT, LATELY);
+    k->remembered.lately = OUT('f', 2 * KEPT * n);
     const int64_t *w = IN('l', 6);
     bool fits = w && w[0] == VM_FEATURES && w[1] == HOST_FEATURES && w[5] == ACTIONS;
     for (int i = 2; fits && i < 5; i++) fits = w[i] >= 0 && w[i] <= 1 << 12;
@@ -115,7 +117,7 @@ PyObject *py_consult(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     if (!out) return let_go(&b, NULL);
     const tables_t *t = &k->c.tables;
     Py_ssize_t n = k->c.n;
-    encode(t, &k->view, &k->in, k->last, k->hidden, k->c.scratch.x, k->vms, k->whole);
+    encode(t, &k->view, &k->in, &k->remembered, k->c.scratch.x, k->vms, k->whole);
     network(&k->network, n, k->vms, k->there, k->whole, k->room, k->action);
     bool some = false;
     for (Py_ssize_t i = 0; i < n * ACTIONS; i++) {

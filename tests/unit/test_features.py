@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import numpy as np
-from hosts import hosts
+import pytest
+from hosts import hosts, table, topology
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from foreshare.policies import kernel
 from foreshare.policies.decide import UNHURRIED, conclude_tick, forecast_tick
-from foreshare.policies.features import HOST_FEATURES, VM_FEATURES, Encoder, F, G, bounds, schema_hash
+from foreshare.policies.features import (
+    HOST_FEATURES,
+    LATELY_TICKS,
+    VM_FEATURES,
+    Encoder,
+    F,
+    G,
+    bounds,
+    remembered_of,
+    schema_hash,
+)  # fmt: skip
 from foreshare.policies.host import Host
 from foreshare.policies.reading import Reading
 from foreshare.policies.registry import make_mind
@@ -78,3 +90,50 @@ def test_reordering_the_vms_reorders_the_features(host: Host, data: st.DataObjec
         seen.append((vms, whole))
     assert np.allclose(seen[0][0][order], seen[1][0], atol=1e-5)
     assert np.allclose(seen[0][1], seen[1][1], atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [kernel.compiled, None], ids=["compiled", "numpy"])
+def test_means_and_swings_are_those_of_what_was_seen(compiled: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "compiled", compiled)
+    host = Host(topology(), table(5))
+    mind, rng = make_mind("triage", host), np.random.default_rng(1)
+    encoder = Encoder(mind)
+    names = [f.name for f in VM_FEATURES]
+    means = [i for i, name in enumerate(names) if name.startswith("lately_")]
+    swings = [i for i, name in enumerate(names) if name.startswith("swing_")]
+    of = [names.index(remembered_of(names[i])) for i in means]
+    assert [remembered_of(names[i]) for i in swings] == [names[k] for k in of] and len(of) > 10
+    seen = []
+    for _ in range(30):
+        forecast_tick(mind, reading(host, rng, holes=False))
+        seen.append(encoder.encode()[0].copy())
+        conclude_tick(mind)
+    mean, swing = seen[0][:, of].astype(float), np.zeros((len(host), len(of)))
+    assert np.array_equal(seen[0][:, means], seen[0][:, of]) and not seen[0][:, swings].any()
+    for row in seen[1:]:
+        off = row[:, of] - mean
+        mean += off / LATELY_TICKS
+        swing += (np.abs(off) - swing) / LATELY_TICKS
+        np.testing.assert_allclose(row[:, means], mean, atol=1e-4)
+        np.testing.assert_allclose(row[:, swings], swing, atol=1e-4)
+    assert (seen[-1][:, swings].max(axis=0) > 0.01).sum() > 8
+
+
+def test_memories_go_with_their_vm_and_a_new_one_has_none() -> None:
+    host = Host(topology(), table(5))
+    mind, rng = make_mind("triage", host), np.random.default_rng(2)
+    encoder = Encoder(mind)
+    for _ in range(12):
+        forecast_tick(mind, reading(host, rng, holes=False))
+        before = encoder.encode()[0].copy()
+        conclude_tick(mind)
+    swings = [i for i, f in enumerate(VM_FEATURES) if f.name.startswith("swing_")]
+    order = np.array([3, 1, 0])
+    mind.rebind(Host(host.topology, host.vms.take(order)))
+    calm = reading(mind.host, rng, holes=False)
+    forecast_tick(mind, calm)
+    after = encoder.encode()[0]
+    # One tick moves a mean by no more than a share of how far a feature can be from it.
+    span = np.array([f.high for f in VM_FEATURES])[swings] / LATELY_TICKS
+    assert (np.abs(after[:, swings] - before[order][:, swings]) <= span + 1e-5).all()
+    assert np.abs(after[:, swings] - before[order][:, swings]).max() < np.abs(before[:, swings]).max()

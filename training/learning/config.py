@@ -24,8 +24,9 @@ GROUPS = {
     "backlog": ("backlog_", "delay", "slack", "due_", "rate", "overdue", "hidden", "seen_rate", "short_rate",
                 "pressed_", "mean_delay"),
     "reservations": ("reservation_", "over"),
+    "memory": ("lately_", "swing_"),
 }  # fmt: skip
-"""What an ablation takes away: names of features, or what those for each resource begin with."""
+"""What an ablation takes away: names of features, or what they begin with; what is remembered of one goes with it."""
 
 
 class Learner(IntEnum):
@@ -105,7 +106,7 @@ class NetworkConfig:
     context: int = number(0, 1024, default=16)
     head: int = number(0, 1024, default=24)
     without: str = ""
-    """Ablation: groups of features that it is blind to, with commas: forecast, backlog, reservations (GROUPS)."""
+    """Ablation: groups of features that it is blind to, with commas (GROUPS)."""
 
     def __post_init__(self) -> None:
         """Refuse a group that does not exist."""

@@ -1,8 +1,8 @@
 """The directions in which an evolution strategy moves weights of the direct layer.
 
-What a policy sees is correlated: of 45 inputs a few combinations vary most. A step along one input then changes next to
-nothing, or all corrections at once, and one size of perturbation fits neither. **Whitened** directions are those of the
-inputs ``W x`` with ``W = (C + c I)^(-1/2)``, ``C`` their covariance while nothing is corrected (ZCA: Kessy, Lewin,
+What a policy sees is correlated: of its inputs a few combinations vary most. A step along one input then changes next
+to nothing, or all corrections at once, and one size of perturbation fits neither. **Whitened** directions are those of
+the inputs ``W x`` with ``W = (C + c I)^(-1/2)``, ``C`` their covariance while nothing is corrected (ZCA: Kessy, Lewin,
 Strimmer, The American Statistician 72(4), 2018): each changes corrections about as much. ``c`` keeps what hardly varies
 from being blown up.
 """

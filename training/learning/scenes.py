@@ -7,7 +7,7 @@ telemetry faults) at any load; suite hosts keep their hardware, and have their l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -20,7 +20,7 @@ from foreshare.envs.simulator.suites import Suite, load_suite
 from foreshare.envs.world import SimulatedWorld
 from foreshare.policies.allocators.corrected import ACTIONS, LIMIT
 from foreshare.policies.errors import InputError
-from foreshare.policies.features import HOST_FEATURES, VM_FEATURES
+from foreshare.policies.features import HOST_FEATURES, VM_FEATURES, remembered_of
 from foreshare.policies.host import CPU, IO, MEMORY, FloatArray
 from foreshare.policies.learned import Network
 
@@ -135,9 +135,13 @@ def blinded(network: Network, groups: Sequence[str]) -> Network:
     hidden = {part for name in groups for part in GROUPS[name]}
     scales = {}
     for kind, features in (("vm", VM_FEATURES), ("host", HOST_FEATURES)):
-        seen = [f.name not in hidden and f.name.rpartition("_")[0] + "_" not in hidden for f in features]
+        seen = [not (_is_of(f.name, hidden) or _is_of(remembered_of(f.name), hidden)) for f in features]
         scales[f"{kind}_scale"] = network.arrays[f"{kind}_scale"] * np.array(seen, np.float32)
     return network.with_normalisation(**scales)
+
+
+def _is_of(name: str, parts: Collection[str]) -> bool:
+    return any(name == part or (part.endswith("_") and name.startswith(part)) for part in parts)
 
 
 def hurrying(network: Network) -> Network:
