@@ -18,8 +18,10 @@ Other values may be true, and are believed, but are no ground for lending what i
 - *quiet*: a counter says exactly 0, had counted within the last ``LOST_TICKS``, and others of its VM count, so that it
   may stand still; or it said 0 and has counted again for no more than ``WAKING_TICKS``. Of a VM whose CPU or memory
   counter is quiet the whole reservation counts, of one that may just have no IO that of IO;
-- *aged*: the memory bandwidth is that of an earlier tick (it is read in rounds). What is looked at seldom is not lent,
-  and where it stood near the limit (``NEAR_LIMIT``) the VM may be throttled since: its whole reservation counts.
+- *aged*: the memory bandwidth is that of an earlier tick (it is read in rounds). What is looked at seldom is not lent;
+- *near*: the VM used at least ``NEAR_LIMIT`` of what it held of CPU, memory or IO. What it wants next may be more than
+  it holds, and would not be known for a tick, nor there for another: its whole reservation counts. So what is lent
+  belongs to those who use little even of what they were left.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ DOUBT_TICKS = 2
 FROZEN_TICKS = 3
 LOST_TICKS = 100
 WAKING_TICKS = 4
-NEAR_LIMIT = 0.5
+NEAR_LIMIT = 0.4
 _PATIENCE = np.array([FROZEN_TICKS, LOST_TICKS, DOUBT_TICKS, WAKING_TICKS], np.int64)
 _GATES = np.array([CPU, MEMORY, IO])
 _SLACK = np.array([1.25, 1.25, 2.0, 2.0])
@@ -212,8 +214,8 @@ class Trust:
         quiet &= any_of(reading.usage[..., _GATES] > 0.0)[..., None]
         quiet |= self._quiet < 0
         aged = (reading.quality[..., MEMORY] & np.uint8(Quality.STALE)) != 0
-        limit = reading.limit[..., MEMORY]
-        near = aged & (limit > 0.0) & (reading.usage[..., MEMORY] >= NEAR_LIMIT * limit)
+        limit = reading.limit[..., _GATES]
+        near = any_of((limit > 0.0) & (reading.usage[..., _GATES] >= NEAR_LIMIT * limit))
         whole = quiet[..., CPU] | quiet[..., MEMORY] | near
         reserved[..., MEMORY] |= aged | self._aged
         reserved[..., IO] |= quiet[..., IO]

@@ -55,11 +55,13 @@ void keep_back(const tables_t *t, const trust_t *k, const bool *present, const d
              const uint8_t *quality, const trust_state_t *s, bool *aged, double *ask, double *need) {
     for (int64_t i = 0; i < t->n; i++) {
         int64_t first = i * R, mem = first + MEMORY;
-        bool quiet[R], runs = usage[first + CPU] > 0.0 || usage[mem] > 0.0 || usage[first + IO] > 0.0;
-        for (int r = 0; r < R; r++)
+        bool quiet[R], runs = usage[first + CPU] > 0.0 || usage[mem] > 0.0 || usage[first + IO] > 0.0, near = false;
+        for (int r = 0; r < R; r++) {
+            near |= r != CACHE && limit[first + r] > 0.0 && usage[first + r] >= k->near_limit * limit[first + r];
             quiet[r] = s->quiet[first + r] < 0 ||
                        (runs && s->quiet[first + r] > 0 && s->quiet[first + r] < k->lost_ticks);
-        bool old = quality[mem] & STALE, near = old && limit[mem] > 0.0 && usage[mem] >= k->near_limit * limit[mem];
+        }
+        bool old = quality[mem] & STALE;
         bool whole = quiet[CPU] || quiet[MEMORY] || near, before = aged[i];
         aged[i] = old;
         if (!present[i]) continue;

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from foreshare.policies.errors import InputError
-from foreshare.policies.features import VM_FEATURES
+from foreshare.policies.features import VM_FEATURES, remembered_of
 from foreshare.policies.learned import Network
 from foreshare.runtime.cli.main import main
 from foreshare.training.learning.ablation import WATER_FILLING, AblateOptions, ablate, as_lines, variants
@@ -39,13 +39,18 @@ def test_every_part_is_taken_away_and_what_is_done_is_kept(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_registry)
     result = ablate(options(tmp_path), play=play_here)
     rows = result["variants"]
-    assert list(rows) == ["whole", "forecast", "backlog", "reservations", "triage", "layers"]
+    assert list(rows) == ["whole", "forecast", "backlog", "reservations", "memory", "triage", "layers"]
     assert {name: row["base"] for name, row in rows.items() if row["base"] != "triage"} == {"triage": WATER_FILLING}
     bases = [row["loads"] for name, row in rows.items() if name != "triage"]
     assert all(loads[x]["base"] == bases[0][x]["base"] for loads in bases for x in loads)  # the same arrivals
     names = [feature.name for feature in VM_FEATURES]
     blind = Network.load(rows["backlog"]["policy"]).arrays["vm_scale"]
     assert not blind[names.index("rate")] and blind[names.index("need_cpu")]
+    assert not blind[names.index("lately_rate")] and blind[names.index("swing_need_cpu")]
+    forgetful = Network.load(rows["memory"]["policy"]).arrays["vm_scale"]
+    assert [name for name, scale in zip(names, forgetful, strict=True) if not scale] == [
+        name for name in names if name != remembered_of(name)
+    ]
     assert any(Network.load(rows["layers"]["policy"]).widths) and not any(Network.load(rows["whole"]["policy"]).widths)
     networks = [np.concatenate([a.ravel() for a in Network.load(r["policy"]).arrays.values()]) for r in rows.values()]
     assert len({n.tobytes() for n in networks}) == len(networks)

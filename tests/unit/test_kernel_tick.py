@@ -16,6 +16,7 @@ from foreshare.policies import kernel
 from foreshare.policies.allocators import Request, Triage
 from foreshare.policies.backlog_forecast import BacklogForecaster
 from foreshare.policies.decide import UNHURRIED, Mind, decide_tick
+from foreshare.policies.features import _KEPT_AT, VM_FEATURES
 from foreshare.policies.guard import Guard
 from foreshare.policies.host import Host, IntArray, Placement
 from foreshare.policies.learned.network import Network
@@ -231,6 +232,9 @@ def test_what_is_no_tick_is_refused(spoil: Callable[[tuple[object, ...]], tuple[
         with pytest.raises(ValueError, match=r"arra|layout"):
             module.settle(memo, spoil(mind.placer._arrays), out)  # type: ignore[union-attr]
         module.consult(memo, policy._arrays, 2.5, out)
+    columns = tuple(a + len(VM_FEATURES) if a is _KEPT_AT else a for a in policy._arrays)  # type: ignore[operator]
+    with pytest.raises(ValueError, match="tables"):
+        module.consult(kernel.Memo().held, columns, 2.5, out)
     with pytest.raises(ValueError, match="slot"):
         module.foresee(kernel.Memo().held, mind._foresight._arrays, *reading, *rest[:-1], 64)
     with pytest.raises(ValueError, match="Capsule"):

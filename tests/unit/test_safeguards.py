@@ -30,7 +30,7 @@ from foreshare.policies.host import CACHE, CPU, IO, MEMORY, Host, IntArray, Plac
 from foreshare.policies.reading import Quality, Reading
 from foreshare.policies.registry import make_mind, tuned_knobs
 from foreshare.policies.standing import Standing, StandingOptions
-from foreshare.policies.trust import DOUBT_TICKS, FROZEN_TICKS, LOST_TICKS
+from foreshare.policies.trust import DOUBT_TICKS, FROZEN_TICKS, LOST_TICKS, NEAR_LIMIT
 from foreshare.runtime.actuator import CALM, PATIENCE
 from foreshare.runtime.asking import PLUG_IN_RADIUS, open_mind
 from foreshare.runtime.loop import ControlLoop, LoopOptions, Tick
@@ -140,9 +140,11 @@ def silent(resource: int) -> Callable[[Reading], None]:
     return spoil
 
 
-def old_and_near_its_limit(r: Reading) -> None:
-    r.quality[0, MEMORY] = Quality.STALE
-    r.limit[0, MEMORY] = 1.5 * r.usage[0, MEMORY]
+def using(share: float, resource: int) -> Callable[[Reading], None]:
+    def spoil(r: Reading) -> None:
+        r.limit[0, resource] = r.usage[0, resource] / share
+
+    return spoil
 
 
 def old(r: Reading) -> None:
@@ -151,14 +153,15 @@ def old(r: Reading) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "reserved"),
-    [(silent(MEMORY), [CPU, MEMORY, IO]), (silent(CPU), [CPU, MEMORY, IO]), (silent(IO), [IO]),
-     (old_and_near_its_limit, [CPU, MEMORY, IO]), (old, [MEMORY])],
+    ("spoil", "reserved", "believed_at_last"),
+    [(silent(MEMORY), [CPU, MEMORY, IO], True), (silent(CPU), [CPU, MEMORY, IO], True), (silent(IO), [IO], True),
+     *((using(1.2 * NEAR_LIMIT, r), [CPU, MEMORY, IO], False) for r in (CPU, MEMORY, IO)),
+     *((using(0.8 * NEAR_LIMIT, r), [], False) for r in (CPU, MEMORY, IO)), (old, [MEMORY], False)],
 )  # fmt: skip
-def test_what_may_stand_still_is_no_ground_to_lend_what_is_reserved(
-    spoil: Callable[[Reading], None], reserved: list[int]
+def test_what_may_hide_a_burst_is_no_ground_to_lend_what_is_reserved(
+    spoil: Callable[[Reading], None], reserved: list[int], believed_at_last: bool
 ) -> None:
-    """A counter that says 0 beside others that count, and a bandwidth that was read ticks ago, may hide a burst."""
+    """A counter that says 0 beside others that count, a bandwidth that was read ticks ago, use not far from a limit."""
     host = small_host()
     mind = make_mind("triage", host, UNHURRIED)
     for t in range(30):
@@ -173,8 +176,8 @@ def test_what_may_stand_still_is_no_ground_to_lend_what_is_reserved(
         assert (decision.request.ask[1:, CPU] < RESERVED[CPU]).all()
     for t in range(130, 145):
         reading = idle_reading(host, t)
-        if spoil not in (old, old_and_near_its_limit):
-            spoil(reading)  # after LOST_TICKS a counter that says 0 is believed
+        if believed_at_last:  # after LOST_TICKS a counter that says 0
+            spoil(reading)
         decision = decide_tick(mind, reading)
     assert (decision.request.ask[0, [CPU, MEMORY, IO]] < RESERVED[[CPU, MEMORY, IO]]).all()
 
