@@ -12,9 +12,9 @@ from pathlib import Path
 from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_contents
 
 SHA256: dict[str, str] = {
-    "policy.npz": "40feaa0d5fe73b49c5a44459e641920bc9e56870ad8d99141cae475382e9bab8",
-    "policy.onnx": "312fb16825f6d572dbb5749288bfac95fb29c01719673b77c104575149d0952d",
-    "manifest.json": "31490e12669afd19dc986b32308a3e9aceda00d6f22d35e290dc05a4aafae631",
+    "policy.npz": "762fe029bc5d9b45b092733ec4d3a74b2d1501ca14697af5605e79cfc55c53e2",
+    "policy.onnx": "9a24f82db00144aacd4ca6490374f77d72093242eefcc1b1d6baac9df72df3ed",
+    "manifest.json": "f4e210063ae939806e2aedc71e8de565fe3fb885457a4e92539861ffaf794277",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
