@@ -18,10 +18,12 @@ Other values may be true, and are believed, but are no ground for lending what i
 - *quiet*: a counter says exactly 0, had counted within the last ``LOST_TICKS``, and others of its VM count, so that it
   may stand still; or it said 0 and has counted again for no more than ``WAKING_TICKS``. Of a VM whose CPU or memory
   counter is quiet the whole reservation counts, of one that may just have no IO that of IO;
-- *aged*: the memory bandwidth is that of an earlier tick (it is read in rounds). What is looked at seldom is not lent;
-- *near*: the VM used at least ``NEAR_LIMIT`` of what it held of CPU, memory or IO. What it wants next may be more than
-  it holds, and would not be known for a tick, nor there for another: its whole reservation counts. So what is lent
-  belongs to those who use little even of what they were left.
+- *aged*: the memory bandwidth is that of an earlier tick (it is read in rounds). What is looked at seldom is not lent,
+  and where it stood near the limit (``NEAR_LIMIT``) the VM may be throttled since: its whole reservation counts.
+
+And nobody lends all that he does not use: of CPU, memory and IO a VM keeps ``LENDER_KEEPS`` times what it used, up to
+its reservation. Loads come in bursts; one that finds its VM shrunk to what it used before is seen a tick later, and
+answered one more after that.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ DOUBT_TICKS = 2
 FROZEN_TICKS = 3
 LOST_TICKS = 100
 WAKING_TICKS = 4
-NEAR_LIMIT = 0.4
+NEAR_LIMIT = 0.5
+LENDER_KEEPS = 5.0
 _PATIENCE = np.array([FROZEN_TICKS, LOST_TICKS, DOUBT_TICKS, WAKING_TICKS], np.int64)
 _GATES = np.array([CPU, MEMORY, IO])
 _SLACK = np.array([1.25, 1.25, 2.0, 2.0])
@@ -214,14 +217,17 @@ class Trust:
         quiet &= any_of(reading.usage[..., _GATES] > 0.0)[..., None]
         quiet |= self._quiet < 0
         aged = (reading.quality[..., MEMORY] & np.uint8(Quality.STALE)) != 0
-        limit = reading.limit[..., _GATES]
-        near = any_of((limit > 0.0) & (reading.usage[..., _GATES] >= NEAR_LIMIT * limit))
+        limit = reading.limit[..., MEMORY]
+        near = aged & (limit > 0.0) & (reading.usage[..., MEMORY] >= NEAR_LIMIT * limit)
         whole = quiet[..., CPU] | quiet[..., MEMORY] | near
         reserved[..., MEMORY] |= aged | self._aged
         reserved[..., IO] |= quiet[..., IO]
         reserved[..., _GATES] |= whole[..., None]
         np.copyto(self._aged, aged)
-        np.copyto(request.ask, np.maximum(request.ask, host.reservation), where=reserved & here)
+        kept = np.minimum(LENDER_KEEPS * reading.usage, host.reservation)
+        kept[..., CACHE] = 0.0
+        np.copyto(kept, host.reservation, where=reserved)
+        np.copyto(request.ask, np.fmax(request.ask, kept), where=here)
         np.copyto(request.ask, host.reservation, where=exact)
         np.copyto(request.need, np.minimum(request.need, host.reservation), where=exact)
 

@@ -50,18 +50,18 @@ int64_t check(const tables_t *t, const trust_t *k, const double *usage, const ui
     return bad;
 }
 
+static const double LENDER_KEEPS = 5.0; /* trust.py */
+
 /* Trust.entitle() of one host. */
 void keep_back(const tables_t *t, const trust_t *k, const bool *present, const double *usage, const double *limit,
              const uint8_t *quality, const trust_state_t *s, bool *aged, double *ask, double *need) {
     for (int64_t i = 0; i < t->n; i++) {
         int64_t first = i * R, mem = first + MEMORY;
-        bool quiet[R], runs = usage[first + CPU] > 0.0 || usage[mem] > 0.0 || usage[first + IO] > 0.0, near = false;
-        for (int r = 0; r < R; r++) {
-            near |= r != CACHE && limit[first + r] > 0.0 && usage[first + r] >= k->near_limit * limit[first + r];
+        bool quiet[R], runs = usage[first + CPU] > 0.0 || usage[mem] > 0.0 || usage[first + IO] > 0.0;
+        for (int r = 0; r < R; r++)
             quiet[r] = s->quiet[first + r] < 0 ||
                        (runs && s->quiet[first + r] > 0 && s->quiet[first + r] < k->lost_ticks);
-        }
-        bool old = quality[mem] & STALE;
+        bool old = quality[mem] & STALE, near = old && limit[mem] > 0.0 && usage[mem] >= k->near_limit * limit[mem];
         bool whole = quiet[CPU] || quiet[MEMORY] || near, before = aged[i];
         aged[i] = old;
         if (!present[i]) continue;
@@ -70,7 +70,9 @@ void keep_back(const tables_t *t, const trust_t *k, const bool *present, const d
             double reserved = (double)t->reservation[at];
             bool doubt = s->bad[at] >= k->doubt_ticks;
             bool due = doubt || (r != CACHE && whole) || (r == MEMORY && (old || before)) || (r == IO && quiet[IO]);
-            if (due && ask[at] < reserved) ask[at] = reserved;
+            double kept = r == CACHE ? 0.0 : LENDER_KEEPS * usage[at]; /* what is no number stays none, and raises nothing */
+            if (due || kept > reserved) kept = reserved;
+            if (ask[at] < kept) ask[at] = kept;
             if (doubt && (s->liar[at] || s->bad[at] >= k->lost_ticks) && k->movable[r]) {
                 ask[at] = reserved;
                 if (need[at] > reserved) need[at] = reserved;
