@@ -14,7 +14,7 @@ from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_conten
 SHA256: dict[str, str] = {
     "policy.npz": "762fe029bc5d9b45b092733ec4d3a74b2d1501ca14697af5605e79cfc55c53e2",
     "policy.onnx": "9a24f82db00144aacd4ca6490374f77d72093242eefcc1b1d6baac9df72df3ed",
-    "manifest.json": "f4e210063ae939806e2aedc71e8de565fe3fb885457a4e92539861ffaf794277",
+    "manifest.json": "467f3694082a734b0dec45096dba8c967ff3ebaa533f364d9ef63d7d8623e513",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
