@@ -12,9 +12,9 @@ from pathlib import Path
 from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_contents
 
 SHA256: dict[str, str] = {
-    "policy.npz": "762fe029bc5d9b45b092733ec4d3a74b2d1501ca14697af5605e79cfc55c53e2",
-    "policy.onnx": "9a24f82db00144aacd4ca6490374f77d72093242eefcc1b1d6baac9df72df3ed",
-    "manifest.json": "467f3694082a734b0dec45096dba8c967ff3ebaa533f364d9ef63d7d8623e513",
+    "policy.npz": "4095966a5f934cb4dcc3743854e51d963f59258c6cce8dd5cd0fb4d543d1bad2",
+    "policy.onnx": "070f261749c3531c1d58745a4c1e1c153b421308bff81aec37d5a11c3beb088d",
+    "manifest.json": "02667ba82457191edd41491cbb635347b7c7b8d7b97baa49f761760c8e41d76a",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
