@@ -305,7 +305,7 @@ def test_the_strategy_climbs(shaping: Shaping, layers: Layers) -> None:
         return [np.concatenate([[10.0], 10.0 + np.asarray(apart)])]
 
     learner = EvolutionStrategy(config, network(gain=0.0), 0, play)
-    first = [learner.iterate() for _ in range(40)]
+    first = [learner.iterate() for _ in range(60)]
     assert first[-1]["train_score"] < 1.0 + 0.6 * (first[0]["train_score"] - 1.0)
     moved = [k for k, v in learner.network.arrays.items() if (v != network(gain=0.0).arrays[k]).any()]
     assert set(moved) == set(LAYERS[layers])
