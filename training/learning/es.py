@@ -24,8 +24,9 @@ from foreshare.policies.learned import Network
 from .config import Layers, Shaping, TrainConfig
 from .directions import direct_basis, whitening
 from .judge import Play, play_on_ray
+from .liars import pairs
 from .members import Match, Members, relative
-from .scenes import EPISODES, SCENES, STATISTICS, observed, scenes, sequence_seed
+from .scenes import EPISODES, LIARS, SCENES, STATISTICS, observed, scenes, sequence_seed
 
 LAYERS = {
     Layers.TIED: ("lin_w", "out_b"),
@@ -74,6 +75,11 @@ class EvolutionStrategy:
                   warm_ticks=c.scenes.warm_ticks, base=c.base)
             for i, s in enumerate(hosts)
         ]  # fmt: skip
+        matches += [
+            Match(scenario=p.honest, seed=sequence_seed(self._seed, LIARS, k, i), ticks=c.scenes.ticks,
+                  warm_ticks=c.scenes.warm_ticks, base=c.base, pair=p, honesty=e.honesty)
+            for i, p in enumerate(pairs(c.scenes, e.liars, sequence_seed(self._seed, LIARS, k)))
+        ]  # fmt: skip
         scores = relative(list(self._play(matches, members)))
         fitness = _shaped(-scores[1:], e.shaping)
         gradient = (fitness[: e.pairs] - fitness[e.pairs :]) @ noise / (2.0 * e.pairs)
@@ -85,7 +91,7 @@ class EvolutionStrategy:
         return {
             "train_score": float(scores[0]), "members_score": float(scores[1:].mean()),
             "members_best": float(scores[1:].min()), "weights_norm": float(np.linalg.norm(self._theta)),
-            "env_steps": float(sum(m.ticks + m.warm_ticks for m in matches) * count),
+            "env_steps": float(sum(m.env_steps for m in matches) * count),
             "simulator_steps": float(sum(m.steps for m in matches) * count),
         }  # fmt: skip
 

@@ -21,10 +21,13 @@ from foreshare.policies.learned import Network
 from foreshare.policies.learned.weights import NAMES
 from foreshare.training.tune_baseline import SCORE_POINTS
 
+from .liars import Pair
 from .scenes import open_agents
 
 Float32Array = npt.NDArray[np.float32]
 Arrays = Mapping[str, Float32Array]
+MARGIN = 0.1
+"""Liars are to be late more often, by this share of how often the honest are."""
 
 
 class Members:
@@ -72,30 +75,57 @@ class Match:
     ticks: int
     warm_ticks: int
     base: str
+    pair: Pair | None = None
+    """Played instead, both halves of it."""
+    honesty: float = 0.0
+    """Points that are added to V for each point that liars gain."""
+
+    @property
+    def env_steps(self) -> int:
+        """Ticks of a host that one member meets."""
+        return (self.ticks + self.warm_ticks) * (2 if self.pair else 1)
 
     @property
     def steps(self) -> int:
         """Simulator steps of one member."""
-        return (self.ticks + self.warm_ticks) * len(self.scenario.vm)
+        return self.env_steps * len(self.scenario.vm)
 
 
 def late_of_members(match: Match, members: Members) -> FloatArray:
-    """Return V in percent, (P + 1,): of the base policy, uncorrected, then of each member, on the same arrivals."""
+    """Return V in percent, (P + 1,): of the base policy, uncorrected, then of each member, on the same arrivals.
+
+    Of a pair it is the mean of both halves, and for members ``honesty`` times what liars gain, if
+    they do: MARGIN is asked of them besides.
+    """
+    if match.pair is None:
+        return violation_pct(*_lateness(match, match.scenario, members))
+    runs = [_lateness(match, scenario, members) for scenario in (match.pair.honest, match.pair.lying)]
+    liars = list(match.pair.liars)
+    honest, lying = (
+        100.0 * (late[:, liars] / np.maximum(came[:, liars], 1e-9)).mean(axis=-1) for late, came, _ in runs
+    )
+    gained = np.maximum((1.0 + MARGIN) * honest - lying, 0.0)
+    gained[0] = 0.0
+    return np.asarray(0.5 * (violation_pct(*runs[0]) + violation_pct(*runs[1])) + match.honesty * gained)
+
+
+def _lateness(match: Match, scenario: Scenario, members: Members) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return (P + 1, N) the requests that were late and those that came, and (N,) the weights."""
     p = members.count
-    agent = open_agents(match.scenario, [match.seed] * (p + 1), p + 1, match.base)
+    agent = open_agents(scenario, [match.seed] * (p + 1), p + 1, match.base)
     world = agent.world
     if not isinstance(world, SimulatedWorld):
         raise InputError("members meet on simulated hosts")
     meter = world.simulator.lateness
     parts = agent.begin()
-    action = np.zeros((p + 1, len(match.scenario.vm), members.actions), np.float32)
+    action = np.zeros((p + 1, len(scenario.vm), members.actions), np.float32)
     late, arrived = meter.late_total.copy(), meter.arrived_total.copy()
     for t in range(match.warm_ticks + match.ticks):
         if t == match.warm_ticks:
             late, arrived = meter.late_total.copy(), meter.arrived_total.copy()
         action[1:] = members.forward(parts["vms"][1:], parts["mask"][1:], parts["host"][1:])
         parts = agent.step(action)[0]
-    return violation_pct(meter.late_total - late, meter.arrived_total - arrived, world.simulator.weight)
+    return meter.late_total - late, meter.arrived_total - arrived, world.simulator.weight
 
 
 def relative(late: Sequence[FloatArray]) -> FloatArray:

@@ -28,7 +28,7 @@ from .config import GROUPS, ScenesConfig
 
 SCENES_STREAM = 0x5CE
 """Sets these draws apart from every other use of the same seed."""
-SCENES, EPISODES, JUDGED, ROUND, STATISTICS = range(5)
+SCENES, EPISODES, JUDGED, ROUND, STATISTICS, LIARS = range(6)
 """Parts of a training that have seeds of their own; see :func:`sequence_seed`."""
 LOAD_SHAKE, LEAST_RESERVED = 0.10, 0.80
 _STATISTICS_TICKS = 120
@@ -161,5 +161,5 @@ def hurrying(network: Network) -> Network:
 
 
 def sequence_seed(seed: int, *key: int) -> int:
-    """Return the seed of a part of a training: ``key`` begins with one of the five above."""
+    """Return the seed of a part of a training: ``key`` begins with one of those above."""
     return int(np.random.SeedSequence(seed, spawn_key=(SCENES_STREAM, *key)).generate_state(1, np.uint64)[0] >> 1)
