@@ -391,16 +391,17 @@ def test_a_training_leaves_a_network_and_a_run(
     assert again["run_id"] == result["run_id"]
 
 
+WHITENED = replace(ES, es=replace(ES.es, layers=Layers.TIED, whiten=0.5, average=0.2))
 KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_learning import ES
+from test_learning import WHITENED
 from dataclasses import replace
 from foreshare.training.learning.directions import direct_basis, whitening
 from foreshare.training.learning.judge import play_here
 from foreshare.training.learning.train import TrainOptions, train
-options = TrainOptions(name="es", config=replace(ES, steps=10**9), seed=1, folder=Path(sys.argv[1]), address="")
+options = TrainOptions(name="es", config=replace(WHITENED, steps=10**9), seed=1, folder=Path(sys.argv[1]), address="")
 train(options, play=play_here)
 """
 
@@ -420,7 +421,7 @@ def test_a_killed_training_goes_on_exactly(
     child.wait()
     progress, _, _ = load(folder)
     steps = progress.simulator_steps + 1  # one iteration more
-    config = replace(ES, steps=steps)
+    config = replace(WHITENED, steps=steps)
     options = TrainOptions(name="es", config=config, seed=1, folder=folder, resume=True, address="")
     resumed = train(options, play=play_here)
     assert resumed["iterations"] == progress.iteration + 1

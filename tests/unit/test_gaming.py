@@ -17,6 +17,8 @@ from foreshare.envs.simulator.suites import load_suite
 from foreshare.policies.host import FloatArray
 from foreshare.policies.registry import tuned_knobs
 from foreshare.training.drive import open_world, simulator_of
+from foreshare.training.learning.config import load_config
+from foreshare.training.learning.liars import pairs, playing
 
 SCENARIOS = ["train-12x8", "train-24x24", "train-48x24"]
 WARM, TICKS, SEEDS = 50, 300, [0, 1, 2]
@@ -44,10 +46,7 @@ def every_fourth(scenario: Scenario) -> list[int]:
 
 def played(scenario: Scenario, workload: WorkloadShape) -> Scenario:
     """Every fourth VM runs ``workload``, at its usual mean."""
-    vms = list(scenario.vm)
-    for i in every_fourth(scenario):
-        vms[i] = replace(vms[i], workload=workload, arrive_ms=0.0, leave_ms=0.0)
-    return replace(scenario, vm=tuple(vms))
+    return playing(scenario, workload, every_fourth(scenario))
 
 
 def late_share(scenario: Scenario, policy: str = "triage", *, defended: bool = True) -> FloatArray:
@@ -73,6 +72,18 @@ def test_who_oscillates_is_silent_or_lies_is_not_served_better_than_who_is_stead
     honest = late_share(played(scenario, STEADY), policy)[rows].mean()
     for how, workload in ADVERSARIES.items():
         assert late_share(played(scenario, workload), policy)[rows].mean() >= honest - 0.005, how
+
+
+@pytest.mark.parametrize("policy", ["triage", "champion"])
+def test_on_hosts_drawn_anew_no_way_to_lie_pays(policy: str) -> None:
+    """Over pairs of hosts from the same source that trainings draw theirs from, with a seed that none has."""
+    gained: dict[str, list[float]] = {}
+    for pair in pairs(load_config("champion").scenes, 24, 2026):
+        rows = list(pair.liars)
+        honest, lying = (late_share(scenario, policy)[rows].mean() for scenario in (pair.honest, pair.lying))
+        gained.setdefault(pair.lying.vm[rows[0]].workload.kind, []).append(honest - lying)
+    assert set(gained) == {"oscillator", "inflator", "silent"}
+    assert all(np.mean(gains) <= 0.005 for gains in gained.values()), gained
 
 
 def test_the_defences_cost_the_honest_next_to_nothing() -> None:

@@ -104,6 +104,7 @@ class EvolutionStrategy:
     def restore(self, state: Arrays) -> None:
         """Go on from what :meth:`state` returned."""
         self._network = Network({name.removeprefix("net."): a for name, a in state.items() if name.startswith("net.")})
+        self._basis = _basis(self._config, self._network, self._seed)
         self._theta, self._mean, self._start = state["theta"], state["mean"], state["start"]
         self._first, self._second = state["first"], state["second"]
         self.iteration = int(state["iteration"])
