@@ -82,7 +82,7 @@ def test_who_serves_those_first_whose_use_swings_pays_for_it() -> None:
     for pair in PAIRS[:12]:
         match = Match(scenario=pair.honest, seed=1, ticks=150, warm_ticks=30, base="triage", pair=pair)
         free, dear = (late_of_members(replace(match, honesty=honesty), members) for honesty in (0.0, 2.0))
-        assert dear[0] == free[0], "the base is what it is"
+        assert (free == dear[0]).all(), "the base is what it is, and nobody's lateness counts here"
         assert (dear >= free).all()
         paid += (dear - free)[1:]
     assert paid[1] > paid[0] + 10.0, paid
@@ -97,7 +97,7 @@ def test_what_is_paid_is_what_liars_gain() -> None:
         both = replace(alone, pair=replace(pair, lying=pair.honest))
         assert both.steps == 2 * alone.steps and both.env_steps == 2 * alone.env_steps
         free, dear = (late_of_members(replace(both, honesty=honesty), members) for honesty in (0.0, 1.0))
-        assert free == pytest.approx(late_of_members(alone, members))
+        assert free == pytest.approx(late_of_members(alone, members)[0])
         shares.append((dear - free)[2] / MARGIN)
     assert 1.0 < max(shares) <= 100.0 and min(shares) >= 0.0
 

@@ -94,8 +94,8 @@ class Match:
 def late_of_members(match: Match, members: Members) -> FloatArray:
     """Return V in percent, (P + 1,): of the base policy, uncorrected, then of each member, on the same arrivals.
 
-    Of a pair it is the mean of both halves, and for members ``honesty`` times what liars gain, if
-    they do: MARGIN is asked of them besides.
+    Of a pair it is the base policy's for all, the mean of both halves, and for members ``honesty`` times what liars
+    gain besides, if they do: MARGIN is asked of them.
     """
     if match.pair is None:
         return violation_pct(*_lateness(match, match.scenario, members))
@@ -106,7 +106,8 @@ def late_of_members(match: Match, members: Members) -> FloatArray:
     )
     gained = np.maximum((1.0 + MARGIN) * honest - lying, 0.0)
     gained[0] = 0.0
-    return np.asarray(0.5 * (violation_pct(*runs[0]) + violation_pct(*runs[1])) + match.honesty * gained)
+    base = np.mean([violation_pct(*run)[0] for run in runs])
+    return np.asarray(base + match.honesty * gained)
 
 
 def _lateness(match: Match, scenario: Scenario, members: Members) -> tuple[FloatArray, FloatArray, FloatArray]:
