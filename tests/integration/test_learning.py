@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import signal
@@ -392,27 +391,7 @@ def test_a_training_leaves_a_network_and_a_run(
     assert again["run_id"] == result["run_id"]
 
 
-def test_populations_take_turns_and_what_is_learnt_is_their_mean() -> None:
-    """Each moves in its own turn alone, along perturbations of its own."""
-    from foreshare.training.learning.es import EvolutionStrategy
-
-    def play(matches: Any, members: Members) -> Any:
-        return [np.concatenate([[10.0], 10.0 + members._arrays["out_b"][:, 0]])]
-
-    config = replace(ES, es=replace(ES.es, populations=2, average=1.0, scenarios=1))
-    strategy = EvolutionStrategy(config, network(), 7, play)
-    weights = [strategy.state()["theta"].copy()]
-    for _ in range(4):
-        strategy.iterate()
-        weights.append(strategy.state()["theta"].copy())
-    moved = [(a != b).any(axis=1).tolist() for a, b in itertools.pairwise(weights)]
-    assert moved == [[True, False], [False, True]] * 2
-    assert (weights[-1][0] != weights[-1][1]).any()
-    mean = np.concatenate([strategy.network.arrays[name].ravel() for name in ("lin_w", "out_b")])
-    assert mean == pytest.approx(weights[-1].mean(axis=0), abs=1e-6)
-
-
-WHITENED = replace(ES, es=replace(ES.es, layers=Layers.TIED, whiten=0.5, average=0.2, populations=2))
+WHITENED = replace(ES, es=replace(ES.es, layers=Layers.TIED, whiten=0.5, average=0.2))
 KILLED = """
 import sys
 from pathlib import Path

@@ -161,11 +161,9 @@ class EsConfig:
     """Each is two members: a perturbation of the weights, and its opposite."""
     scenarios: int = number(1, 4096, default=8)
     """Hosts that every member of a generation meets."""
-    populations: int = number(1, 64, default=1)
-    """They take turns, and know nothing of each other; what is learnt is the mean of their weights."""
     liars: int = number(0, 4096, default=0)
     """Pairs of hosts besides, one of each with VMs that ask otherwise than they need (liars.py)."""
-    honesty: float = number(0.0, 1000.0, default=1.0)
+    honesty: float = number(0.0, 1000.0, default=3.0)
     """Points of V that a point costs which these gain."""
     sigma: float = number(1e-6, 10.0, default=0.05)
     """Standard deviation of a perturbation, for inputs normalised to one."""

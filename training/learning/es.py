@@ -7,10 +7,9 @@ all of a generation meet the same scenarios with the same seeds. A member's fitn
 ``g = sum_k (f_k+ - f_k-) eps_k / (2 K sigma)``
 
 What comes out is a running mean of the weights (Polyak, Juditsky, SIAM J. Control and Optimization 30(4), 1992): each
-generation meets other hosts, and its step has more of their noise than of what holds for all. So has the path of a
-population: there can be several, each with hosts and perturbations of its own, and the mean is of all. Nothing is
-remembered but weights, their means and Adam's two moments, and every draw follows from seed and generation: a training
-that was killed goes on as if it had not been.
+generation meets other hosts, and its step has more of their noise than of what holds for all. Nothing is remembered but
+weights, their mean and Adam's two moments, and every draw follows from seed and generation: a training that was killed
+goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -51,31 +50,24 @@ class EvolutionStrategy:
         self._basis = _basis(config, network, seed)
         start = np.concatenate([network.arrays[name].ravel() for name in self._names]).astype(np.float64)
         self._start = start
-        one = np.zeros(len(self._basis)) if self._basis is not None else start
-        self._theta = np.tile(one, (config.es.populations, 1))
+        self._theta = np.zeros(len(self._basis)) if self._basis is not None else start
         self._first, self._second = np.zeros_like(self._theta), np.zeros_like(self._theta)
         self._mean = self._theta.copy()
         self.iteration = 0
 
     @property
     def network(self) -> Network:
-        """The network with the mean of the weights so far, and of all populations."""
-        mean = self._mean.mean(axis=0, keepdims=True)
-        changed = {name: value[0] for name, value in self._split(mean).items()}
+        """The network with the mean of the weights so far."""
+        changed = {name: value[0] for name, value in self._split(self._mean[None]).items()}
         return Network({**self._network.arrays, **changed})
 
     def iterate(self) -> dict[str, float]:
-        """Do one generation; return its figures: ``env_steps`` and ``simulator_steps`` are what it took.
-
-        Populations take turns.
-        """
+        """Do one generation; return its figures: ``env_steps`` and ``simulator_steps`` are what it took."""
         c, e, k = self._config, self._config.es, self.iteration
-        turn, whose = divmod(k, e.populations)
-        theta, mean = self._theta[whose], self._mean[whose]
         rng = np.random.default_rng(np.random.SeedSequence(self._seed, spawn_key=(ES_STREAM, k)))
-        noise = rng.standard_normal((e.pairs, theta.size))
+        noise = rng.standard_normal((e.pairs, self._theta.size))
         # The weights as they are now come along: what the learning curve shows.
-        around = np.concatenate([theta[None], theta + e.sigma * noise, theta - e.sigma * noise])
+        around = np.concatenate([self._theta[None], self._theta + e.sigma * noise, self._theta - e.sigma * noise])
         members = Members(self._network, self._split(around))
         hosts = scenes(c.scenes, e.scenarios, sequence_seed(self._seed, SCENES, k))
         matches = [
@@ -91,13 +83,14 @@ class EvolutionStrategy:
         scores = relative(list(self._play(matches, members)))
         fitness = _shaped(-scores[1:], e.shaping)
         gradient = (fitness[: e.pairs] - fitness[e.pairs :]) @ noise / (2.0 * e.pairs)
-        theta[:] = theta * (1.0 - e.decay) + e.rate * _adam(gradient, self._first[whose], self._second[whose], turn + 1)
-        mean += e.average * (theta - mean)
+        step = self._adam(gradient)
+        self._theta = self._theta * (1.0 - e.decay) + e.rate * step
+        self._mean = self._mean + e.average * (self._theta - self._mean)
         self.iteration += 1
         count = members.count + 1
         return {
             "train_score": float(scores[0]), "members_score": float(scores[1:].mean()),
-            "members_best": float(scores[1:].min()), "weights_norm": float(np.linalg.norm(theta)),
+            "members_best": float(scores[1:].min()), "weights_norm": float(np.linalg.norm(self._theta)),
             "env_steps": float(sum(m.env_steps for m in matches) * count),
             "simulator_steps": float(sum(m.steps for m in matches) * count),
         }  # fmt: skip
@@ -130,14 +123,12 @@ class EvolutionStrategy:
             at += size
         return out
 
-
-def _adam(
-    gradient: npt.NDArray[np.float64], first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], t: int
-) -> npt.NDArray[np.float64]:
-    """Return the direction of step ``t``, counted from 1; both moments are changed."""
-    first += (1.0 - BETA_1) * (gradient - first)
-    second += (1.0 - BETA_2) * (np.square(gradient) - second)
-    return np.asarray(first / (1.0 - BETA_1**t) / (np.sqrt(second / (1.0 - BETA_2**t)) + EPSILON))
+    def _adam(self, gradient: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        t = self.iteration + 1
+        self._first = BETA_1 * self._first + (1.0 - BETA_1) * gradient
+        self._second = BETA_2 * self._second + (1.0 - BETA_2) * np.square(gradient)
+        mean, square = self._first / (1.0 - BETA_1**t), self._second / (1.0 - BETA_2**t)
+        return np.asarray(mean / (np.sqrt(square) + EPSILON))
 
 
 def _basis(config: TrainConfig, network: Network, seed: int) -> npt.NDArray[np.float64] | None:
