@@ -24,7 +24,7 @@ SCENES = ScenesConfig(suite="train", most_vms=12, ticks=60, warm_ticks=20)
 PAIRS = pairs(SCENES, 40, 3)
 
 
-def arrivals(scenario: Scenario, ticks: int = 600) -> FloatArray:
+def arrivals(scenario: Scenario, ticks: int) -> FloatArray:
     """Return (N,) the mean arrivals of a tick."""
     world = SimulatedWorld(scenario, lambda host: make_mind("triage", host), hosts=1, seed=2)
     for _ in range(ticks):
@@ -50,16 +50,17 @@ def test_halves_differ_in_how_the_liars_ask_and_in_nothing_else() -> None:
     assert pairs(SCENES, 40, 3) == PAIRS != pairs(SCENES, 40, 4)
 
 
-@pytest.mark.parametrize("kind", ["oscillator", "inflator"])
-def test_liars_have_as_much_work_as_when_they_are_honest(kind: str) -> None:
+@pytest.mark.parametrize(("kind", "ticks", "within"), [("oscillator", 600, 0.1), ("inflator", 600, 0.1),
+                                                       ("silent", 3000, 0.25)])  # fmt: skip
+def test_liars_have_as_much_work_as_when_they_are_honest(kind: str, ticks: int, within: float) -> None:
     tried = 0
     for pair in PAIRS:
         rows = list(pair.liars)
-        if pair.lying.vm[rows[0]].workload.kind == kind and tried < 4:
-            honest, lying = arrivals(pair.honest), arrivals(pair.lying)
-            assert lying[rows] == pytest.approx(honest[rows], rel=0.1)
+        if pair.lying.vm[rows[0]].workload.kind == kind and tried < 3:
+            honest, lying = arrivals(pair.honest, ticks), arrivals(pair.lying, ticks)
+            assert lying[rows] == pytest.approx(honest[rows], rel=within)
             tried += 1
-    assert tried == 4
+    assert tried == 3
 
 
 def test_some_oscillate_with_every_tick() -> None:
