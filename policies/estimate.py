@@ -14,7 +14,9 @@ about one number for a VM, its work measured as ``Y(x) = sum_r x_r / capacity_r`
 - **Ledger.** Where it is not (``w`` at its most, memory bandwidth at its limit: no queue to look at; a missing value),
   work is conserved: ``Y(b) = max(Y(b') + Y(d) - Y(u), 0)``, ``b'`` the backlog before and ``d`` the last known demand,
   at least ``probe`` times the usage where the limit hides everything. What is seen bounds it from below.
-- **Demand** is what arrived: ``Y(d) = Y(u) + Y(b) - Y(b')``, in the direction of ``u``.
+- **Demand** is what arrived: ``Y(d) = Y(u) + Y(b) - Y(b')``, in the direction of ``u``; of a ledger no further from what
+  is usual than the usage is. But what waits, where all that waited a tick ago could be seen, has arrived, however much
+  more than usual that is: a VM that wakes is seen as it is.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ class EstimateOptions:
     noise_share: float = 0.01
     """Waiting work below this share of the usage is rounding."""
     most_ticks: float = 200.0
-    """A backlog is never taken to be more than so many ticks of demand: what is not known must not grow for ever."""
+    """A backlog is never taken to be more than so many ticks of demand, unless more is seen: what is not known must not
+    grow for ever."""
 
 
 class Estimator:
@@ -149,8 +152,11 @@ class Estimator:
         hidden = censored[..., MEMORY] & (seen <= 0.0)
         blind = self._blind(reading, w, u, censored)
         unsure = hidden | blind
+        sees = self.sure
         if any_missing:
-            unsure |= missing[..., CPU] | missing[..., MEMORY] | missing[..., IO]
+            gap = missing[..., CPU] | missing[..., MEMORY] | missing[..., IO]
+            unsure |= gap
+            sees = sees & ~gap
 
         served = np.vecdot(u, self._scale)
         rate = np.vecdot(base, self._scale)
@@ -159,14 +165,17 @@ class Estimator:
         before = self._work
         # A backlog that is known of explains why the limit is reached; without one, demand must be above usage.
         arrived = np.maximum(self._level, served * np.where(hidden & (before <= 0.1 * served), o.probe, o.hold))
-        ledger = np.maximum(before + arrived - served, seen_work)
-        np.minimum(ledger, o.most_ticks * np.maximum(self._level, _TINY), out=ledger)
+        ledger = np.minimum(before + arrived - served, o.most_ticks * np.maximum(self._level, _TINY))
+        np.maximum(ledger, seen_work, out=ledger)
         work = np.where(unsure, ledger, seen_work)
         demand = np.maximum(served + work - before, 0.0)
         # After a ledger the difference holds its error: demand is then no further from its level than from the usage.
+        # What waits, and is known not to have waited before, has arrived.
         loose = unsure | ~self.sure
         if loose.any():
-            low, high = np.minimum(served, self._level), np.maximum(served * o.probe, self._level)
+            low = np.minimum(served, self._level)
+            high = np.maximum(served * o.probe, self._level)
+            np.maximum(high, served + seen_work - before, out=high, where=sees)
             np.copyto(demand, np.clip(demand, low, high), where=loose)
         new = ~self.known
         step = (demand - self._level) * o.gain

@@ -41,15 +41,15 @@ static void estimate_vm(const tables_t *t, const double *scale, const estimate_o
     bool hidden = censored[MEMORY] && seen <= 0.0;
     bool blind = (w[CPU] + u[CPU] >= o->seen_share * most_cpu && (censored[CPU] || w[CPU] > 0.0)) ||
                  (w[IO] >= o->seen_share * in->limit[i * R + IO] && (censored[IO] || w[IO] > 0.0));
-    bool unsure = hidden || blind || missing[CPU] || missing[MEMORY] || missing[IO];
+    bool gap = missing[CPU] || missing[MEMORY] || missing[IO], unsure = hidden || blind || gap;
     rate = larger(rate, TINY);
     double before = e->work[i], level = e->level[i], usual = e->usual[i];
     double arrived = larger(level, served * (hidden && before <= 0.1 * served ? o->probe : o->hold));
-    double work = seen * rate;
-    if (unsure) work = smaller(larger(before + arrived - served, work), o->most_ticks * larger(level, TINY));
+    double work = seen * rate, least = e->sure[i] && !gap ? served + work - before : 0.0; /* is seen to have arrived */
+    if (unsure) work = larger(smaller(before + arrived - served, o->most_ticks * larger(level, TINY)), work);
     double demand = larger(served + work - before, 0.0);
     if (unsure || !e->sure[i]) {
-        double low = smaller(served, level), high = larger(served * o->probe, level);
+        double low = smaller(served, level), high = larger(larger(served * o->probe, level), least);
         demand = smaller(larger(demand, low), high);
     }
     if (unsure) e->level[i] += larger(arrived - level, 0.0) + o->revert * (usual - level);

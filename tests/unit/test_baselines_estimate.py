@@ -132,6 +132,20 @@ def test_the_ledger_is_bounded() -> None:
     assert np.isfinite(e.backlog).all()
 
 
+def test_a_vm_that_wakes_is_seen_as_it_is() -> None:
+    """It has hardly asked for anything, and now all its threads wait: that much has arrived, whatever was usual."""
+    e = Estimator(one_vm())
+    for _ in range(50):
+        e.update(reading([0.1, 0, 0.05, 0.02], limit=[1, 10, 1, 1]))
+    e.update(reading([1, 0, 0.5, 0.2], limit=[1, 10, 1, 1], waiting_cpu=39))
+    assert not e.sure[0]
+    assert e.demand[0, [CPU, MEMORY, IO]] == pytest.approx([40, 20, 8], rel=0.01)
+    assert e.backlog[0, CPU] == pytest.approx(39, rel=0.01)
+    e.update(reading([1, 0, 0.5, 0.2], limit=[1, 10, 1, 1], waiting_cpu=39))
+    assert e.backlog[0, CPU] >= 39  # what waits is there, however long it would take at the usual rate
+    assert e.demand[0, CPU] < 5  # and nothing more is known to have arrived
+
+
 def test_rebind_keeps_what_is_known() -> None:
     both = Host(topology(), table(2))
     e = Estimator(both)

@@ -2,11 +2,13 @@
 
 An inflator shows more than it needs: its twin shows what it needs. An oscillator, and one that is silent and then asks
 for all at once, need the same work over time as a steady VM in their place. All under overload, when there is something
-to gain, and by the share of their requests that are late.
+to gain, and by the share of their requests that are late. How late two VMs of a host are is mostly chance: what seems
+to save them a tenth over three runs costs them a tenth over SEEDS.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +23,9 @@ from foreshare.training.learning.config import load_config
 from foreshare.training.learning.liars import pairs, playing
 
 SCENARIOS = ["train-12x8", "train-24x24", "train-48x24"]
-WARM, TICKS, SEEDS = 50, 300, [0, 1, 2]
+WARM, TICKS = 50, 300
+SEEDS, FEW_SEEDS = range(24), range(3)
+"""Of the hosts that are named, and of each of those that are drawn."""
 STEADY = WorkloadShape(kind="steady", noise=0.1)
 ADVERSARIES = {
     "oscillates every tick": WorkloadShape(kind="oscillator", peak=1.8, on_ms=10, off_ms=10, noise=0.1),
@@ -49,10 +53,12 @@ def played(scenario: Scenario, workload: WorkloadShape) -> Scenario:
     return playing(scenario, workload, every_fourth(scenario))
 
 
-def late_share(scenario: Scenario, policy: str = "triage", *, defended: bool = True) -> FloatArray:
+def late_share(
+    scenario: Scenario, policy: str = "triage", *, defended: bool = True, seeds: Sequence[int] = SEEDS
+) -> FloatArray:
     """Return (N,) the share of each VM's requests that are late under a policy, or under triage without its defence."""
     knobs = None if defended else replace(tuned_knobs("triage"), thrift=0.0)
-    world = open_world(scenario, policy, SEEDS, knobs=knobs)
+    world = open_world(scenario, policy, seeds, knobs=knobs)
     meter = simulator_of(world).lateness
     for tick in range(WARM + TICKS):
         if tick == WARM:
@@ -80,7 +86,9 @@ def test_on_hosts_drawn_anew_no_way_to_lie_pays(policy: str) -> None:
     gained: dict[str, list[float]] = {}
     for pair in pairs(load_config("champion").scenes, 24, 2026):
         rows = list(pair.liars)
-        honest, lying = (late_share(scenario, policy)[rows].mean() for scenario in (pair.honest, pair.lying))
+        honest, lying = (
+            late_share(scenario, policy, seeds=FEW_SEEDS)[rows].mean() for scenario in (pair.honest, pair.lying)
+        )
         gained.setdefault(pair.lying.vm[rows[0]].workload.kind, []).append(honest - lying)
     assert set(gained) == {"oscillator", "inflator", "silent"}
     assert all(np.mean(gains) <= 0.005 for gains in gained.values()), gained
