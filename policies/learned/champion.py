@@ -12,9 +12,9 @@ from pathlib import Path
 from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_contents
 
 SHA256: dict[str, str] = {
-    "policy.npz": "4095966a5f934cb4dcc3743854e51d963f59258c6cce8dd5cd0fb4d543d1bad2",
-    "policy.onnx": "070f261749c3531c1d58745a4c1e1c153b421308bff81aec37d5a11c3beb088d",
-    "manifest.json": "02667ba82457191edd41491cbb635347b7c7b8d7b97baa49f761760c8e41d76a",
+    "policy.npz": "df7918471bc597a1d2b019abad9aeb01d43da1a4ebf2fc6f79e2296443823379",
+    "policy.onnx": "609026c245df6899a010ce3516cd4f54be61691e3030e154325a7a548e0748d2",
+    "manifest.json": "d7dced3b13cc79d4f61bbda8be87ecf43c88445086891ec02abf4ea9cd91a3a2",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
