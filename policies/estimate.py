@@ -14,9 +14,9 @@ about one number for a VM, its work measured as ``Y(x) = sum_r x_r / capacity_r`
 - **Ledger.** Where it is not (``w`` at its most, memory bandwidth at its limit: no queue to look at; a missing value),
   work is conserved: ``Y(b) = max(Y(b') + Y(d) - Y(u), 0)``, ``b'`` the backlog before and ``d`` the last known demand,
   at least ``probe`` times the usage where the limit hides everything. What is seen bounds it from below.
-- **Demand** is what arrived: ``Y(d) = Y(u) + Y(b) - Y(b')``, in the direction of ``u``; of a ledger no further from what
-  is usual than the usage is. But what waits, where all that waited a tick ago could be seen, has arrived, however much
-  more than usual that is: a VM that wakes is seen as it is.
+- **Demand** is what arrived: ``Y(d) = Y(u) + Y(b) - Y(b')``, in the direction of ``u``; of a ledger no further from
+  what is usual than the usage is. But what waits, where all that waited a tick ago could be seen, has arrived, be it
+  much more than usual: a VM that wakes is seen as it is.
 """
 
 from __future__ import annotations
