@@ -14,7 +14,7 @@ from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_conten
 SHA256: dict[str, str] = {
     "policy.npz": "df7918471bc597a1d2b019abad9aeb01d43da1a4ebf2fc6f79e2296443823379",
     "policy.onnx": "609026c245df6899a010ce3516cd4f54be61691e3030e154325a7a548e0748d2",
-    "manifest.json": "d7dced3b13cc79d4f61bbda8be87ecf43c88445086891ec02abf4ea9cd91a3a2",
+    "manifest.json": "778e34eea7f41fdbe9e009dcb7e97a37781f3ae746f0088c1a522e4e65b1bc6b",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
