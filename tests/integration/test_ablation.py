@@ -12,7 +12,7 @@ from foreshare.policies.errors import InputError
 from foreshare.policies.features import VM_FEATURES, remembered_of
 from foreshare.policies.learned import Network
 from foreshare.runtime.cli.main import main
-from foreshare.training.learning.ablation import WATER_FILLING, AblateOptions, ablate, as_lines, variants
+from foreshare.training.learning.ablation import WATER_FILLING, AblateOptions, ablate, as_lines, shortened, variants
 from foreshare.training.learning.config import TrainConfig, load_config
 from foreshare.training.learning.judge import play_here
 from foreshare.training.learning.state import CHECKPOINT
@@ -67,6 +67,13 @@ def test_every_part_is_taken_away_and_what_is_done_is_kept(
 
     with pytest.raises(InputError, match="another configuration"):
         ablate(options(tmp_path, replace(SMALL, base="backlog")), play=play_here)
+
+
+def test_a_shorter_training_has_a_running_mean_over_the_same_share_of_it() -> None:
+    eighth = shortened(CHAMPION, CHAMPION.steps // 8)
+    assert eighth.es.average == pytest.approx(8 * CHAMPION.es.average)
+    assert eighth == replace(CHAMPION, steps=eighth.steps, es=replace(CHAMPION.es, average=eighth.es.average))
+    assert shortened(CHAMPION, 1000).es.average == 1.0
 
 
 def test_a_network_with_hidden_layers_loses_them() -> None:

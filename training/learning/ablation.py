@@ -12,7 +12,7 @@ from typing import Any
 
 from foreshare.policies.errors import InputError
 
-from .config import GROUPS, Layers, NetworkConfig, TrainConfig, config_hash, from_values
+from .config import GROUPS, LEAST_AVERAGE, Layers, NetworkConfig, TrainConfig, config_hash, from_values
 from .judge import Play, play_on_ray
 from .state import CHECKPOINT, load
 from .train import Tell, TrainOptions, train
@@ -41,6 +41,12 @@ class AblateOptions:
     """Ticks of a run; 0: as the suite says."""
     experiment: str = "foreshare"
     address: str = "local"
+
+
+def shortened(config: TrainConfig, steps: int) -> TrainConfig:
+    """Return ``config`` with another length, and a running mean of the weights over the same share of it."""
+    average = min(config.es.average * config.steps / steps, 1.0)
+    return replace(config, steps=steps, es=replace(config.es, average=max(average, LEAST_AVERAGE)))
 
 
 def variants(config: TrainConfig) -> dict[str, tuple[str, TrainConfig]]:

@@ -18,6 +18,7 @@ from foreshare.policies.learned import Widths
 
 _FOLDER = Path(__file__).parents[1] / "configs"
 MOST_STEPS = 10**12
+LEAST_AVERAGE = 1e-3
 DEADLINE = "deadline"
 GROUPS = {
     "forecast": ("ask_", "need_", "load_", "trend", "fits", "served", "short", "asked_", "needed_"),
@@ -176,7 +177,7 @@ class EsConfig:
     whiten: float = number(0.0, 1e6, default=0.0)
     """0: weights move input by input; else along whitened inputs (directions.py), and this is what is added to the
     variances of inputs that are normalised to one. For the layers LINEAR and TIED."""
-    average: float = number(1e-3, 1.0, default=1.0)
+    average: float = number(LEAST_AVERAGE, 1.0, default=1.0)
     """How fast the running mean of the weights, which is what is learnt, follows them; 1: it is the newest."""
 
     def __post_init__(self) -> None:
