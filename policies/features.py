@@ -6,7 +6,8 @@ share (capacity over VMs), or of capacity. Values are clipped to their bounds; w
 
 One look says little of a VM whose load comes in bursts. Of what changes from tick to tick a policy therefore also sees
 ``lately_*``, its mean ``m`` with exponential weights over about LATELY_TICKS ticks, and ``swing_*``, the mean of
-``|x - m|`` over the same time: the memory that a network without a state of its own has.
+``|x - m|`` over the same time: the memory that a network without a state of its own has. What a VM needed at most is
+remembered for longer, MOST_FALL a tick: one that wakes shows little of what it is about to need.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from .decide import Mind
 from .forecast import carry
 from .host import CPU, IO, MEMORY, RESOURCES, FloatArray, Host, Isolation, R
 
-VERSION = 3
+VERSION = 4
 LATELY_TICKS = 20
+MOST_FALL = 0.002
+"""By this share of it, what a VM needed at most is forgotten in a tick: half of it in 3.5 s."""
 Float32Array = npt.NDArray[np.float32]
 
 
@@ -89,6 +92,10 @@ _NOW: tuple[Feature, ...] = (
             source="rate, where all that is queued can be seen; else 0"),
     Feature(name="short_rate", unit="log(multiples of the mean need)", low=-3.0, high=3.0, default=0.0,
             source="rate times short"),
+    Feature(name="below", unit="log", low=0.0, high=6.0, default=0.0,
+            source="what it needed at most lately over what it needs now, in shares of the host's CPU, memory and IO"),
+    Feature(name="standby", unit="log", low=0.0, high=6.0, default=0.0,
+            source="the same, as far as what nobody asks for is enough to hold all VMs ready for it"),
 )  # fmt: skip
 _KEPT = (
     "need_cpu", "need_memory", "need_io", "held_cpu", "held_memory", "held_io", "ask_cache", "load_cpu", "load_memory",
@@ -125,6 +132,7 @@ HOST_FEATURES: tuple[Feature, ...] = (
 )
 F, G = len(VM_FEATURES), len(HOST_FEATURES)
 _LEAST_RATE = 0.05
+_TINY = 1e-9
 _DEADLINES = 7 + len(STEPS) + 1  # target, slack, due, rate, overdue, hidden, weight, over
 _AMOUNTS = 5  # ask, need, held, reservation, backlog
 _LOAD, _AFTER = _AMOUNTS * R, (_AMOUNTS + 1) * R
@@ -153,6 +161,7 @@ class Encoder:
         self._host: Host | None = None
         self._last = np.zeros(0)
         self._hidden = np.zeros(0)
+        self._most = np.zeros(0)
         self._log_rate: FloatArray = np.zeros(0)
         self._lately: Float32Array = np.zeros((0, 2 * len(_KEPT)), np.float32)
 
@@ -188,6 +197,7 @@ class Encoder:
         whole = np.empty((*q.ask.shape[:-2], G), np.float32)
         whole[..., :R] = total(q.ask) * self._per_capacity
         self._encode_scarcity(vms[..., _AFTER + 5 + _DEADLINES : _LATELY], whole)
+        self._encode_sleep(vms[..., _LATELY - 2 : _LATELY], whole)
         whole[..., R : 2 * R] = total(q.need) * self._per_capacity
         whole[..., 2 * R : 3 * R] = total(q.need * rate[..., None]) * self._per_capacity
         whole[..., 3 * R] = self._count
@@ -212,7 +222,8 @@ class Encoder:
         mind, q, d = self._mind, self._mind.request, self._mind.deadlines
         return (
             self._constants, self._order, _BOUNDS, q.ask, q.need, q.backlog, q.delay_ticks, mind.held,
-            mind.forecast.unsure, d.overdue, d.rates, d.rate, self._last, self._hidden, _KEPT_AT, self._lately,
+            mind.forecast.unsure, d.overdue, d.rates, d.rate, self._last, self._hidden, self._most, _KEPT_AT,
+            self._lately,
         )  # fmt: skip
 
     def _encode_compiled(self, compiled: ModuleType) -> tuple[Float32Array, Float32Array]:
@@ -242,7 +253,7 @@ class Encoder:
         return rate
 
     def _encode_scarcity(self, out: Float32Array, whole: Float32Array) -> None:
-        """Fill the last columns (..., N, 4): how short the host is of what is asked, and what that means for rates."""
+        """Fill columns (..., N, 4): how short the host is of what is asked, and what that means for rates."""
         mind, ask = self._mind, self._mind.request.ask
         gates = (CPU, MEMORY, IO)
         short = np.clip(whole[..., gates].max(axis=-1, initial=0.0) - 1.0, -1.0, 1.0)[..., None]
@@ -253,6 +264,24 @@ class Encoder:
         out[..., 2] = np.where(mind.forecast.unsure, 0.0, rate)
         out[..., 3] = rate * short
 
+    def _encode_sleep(self, out: Float32Array, whole: Float32Array) -> None:
+        """Fill the last columns (..., N, 2): how far a VM is below the most that it needed lately."""
+        need, gates = self._mind.request.need, (CPU, MEMORY, IO)
+        size = np.zeros(need.shape[:-1])
+        for r in gates:
+            size += need[..., r] * self._per_capacity[r]
+        self._most *= 1.0 - MOST_FALL
+        np.fmax(self._most, size, out=self._most)  # not for what is no number
+        grown = self._most / np.maximum(size, _TINY)
+        out[..., 0] = np.log(grown)
+        grown -= 1.0
+        share: FloatArray = np.ones(need.shape[:-2])
+        for r in gates:
+            room = np.maximum(1.0 - whole[..., r].astype(np.float64), 0.0)
+            wanted = (need[..., r] * grown).sum(axis=-1) * self._per_capacity[r]
+            np.minimum(share, np.divide(room, wanted, out=np.ones_like(share), where=wanted > room), out=share)
+        out[..., 1] = np.log1p(grown * share[..., None])
+
     def bind(self, host: Host) -> None:
         """Work out what changes only with the VMs."""
         if host is self._host:
@@ -260,6 +289,7 @@ class Encoder:
         rows = former_rows(self._host, host)
         fresh: FloatArray = np.zeros(host.shape[:-1])
         self._hidden = carry(self._hidden, rows, fresh, axis=-1) if self._host is not None else fresh
+        self._most = carry(self._most, rows, fresh * 0.0, axis=-1) if self._host is not None else fresh * 0.0
         need = self._mind.request.need[..., 0]
         self._last = carry(self._last, rows, need, axis=-1) if self._host is not None else need.copy()
         nothing = np.full((*host.shape[:-1], 2 * len(_KEPT)), np.nan, np.float32)

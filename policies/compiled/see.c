@@ -8,7 +8,7 @@ enum { LANES = 8, LOGS = 32, CENSORED = 4 }; /* policies/reading.py: Quality */
 typedef float lanes_t __attribute__((vector_size(4 * LANES)));
 typedef int32_t whole_t __attribute__((vector_size(4 * LANES)));
 
-static const double TINY = 1e-9, LEAST_RATE = 0.05;
+static const double TINY = 1e-9, LEAST_RATE = 0.05, MOST_FALL = 0.002; /* features.py */
 
 /* Deadlines.update() of one host. */
 void due(const tables_t *t, const due_t *k, const double *usage, const double *need, const double *backlog,
@@ -79,9 +79,18 @@ INLINE void bring_within(float *restrict x, const float *restrict bounds, int co
 
 static double within_three(double x) { return x < -3.0 ? -3.0 : x > 3.0 ? 3.0 : x; }
 
+/* What is needed of CPU, memory and IO, in shares of the host. */
+INLINE double size_of(const view_t *v, const double *need) {
+    double size = 0.0;
+    for (int r = 0; r < R; r++) size += r == CACHE ? 0.0 : need[r] * v->per_capacity[r];
+    return size;
+}
+
+INLINE double grown_to(double most, double size) { return most / (size < TINY ? TINY : size); } /* no number stays none */
+
 /* One VM's row; ``short_of``: what is asked beyond the scarcest resource of the host. */
 INLINE void see_vm(const tables_t *t, const view_t *v, const seen_t *in, int64_t i, double room, double last,
-                   double hidden, float short_of, float *out) {
+                   double hidden, double grown, double share, float short_of, float *out) {
     const double *per_fair = v->per_fair, *ask = in->ask + i * R, *need = in->need + i * R;
     const int64_t *held = in->held + i * R, *owed = t->reservation + i * R;
     float y[LOGS];
@@ -104,7 +113,7 @@ INLINE void see_vm(const tables_t *t, const view_t *v, const seen_t *in, int64_t
     for (int k = 0; k < RATES; k++) y[AMOUNTS + 1 + k] = (float)(1.0 + in->rates[k * in->stride + i]);
     float *rest = y + AMOUNTS + 1 + RATES;
     rest[0] = (float)(1.0 + in->overdue[i]), rest[1] = (float)(1.0 + hidden), rest[2] = (float)(1.0 + over);
-    rest[3] = (float)larger(rate, LEAST_RATE), rest[4] = rest[5] = 1.0f;
+    rest[3] = (float)larger(rate, LEAST_RATE), rest[4] = (float)grown, rest[5] = (float)(1.0 + (grown - 1.0) * share);
     logarithms(y);
     memcpy(out, y, sizeof *y * AMOUNTS);
     out[DELAY] = y[AMOUNTS];
@@ -117,6 +126,7 @@ INLINE void see_vm(const tables_t *t, const view_t *v, const seen_t *in, int64_t
     out[WEIGHT] = (float)v->weight[i], out[OVER] = rest[2];
     out[SERVED] = (float)served, out[SHORT] = short_of;
     out[SEEN_RATE] = in->unsure[i] ? 0.0f : (float)log_rate, out[SHORT_RATE] = (float)(log_rate * (double)short_of);
+    out[BELOW] = rest[4], out[STANDBY] = rest[5];
     bring_within(out, v->vm_bounds, LATELY, VM_FEATURES);
 }
 
@@ -136,10 +146,14 @@ INLINE void remember(const int64_t *restrict kept, float *restrict lately, float
 /* Encoder.encode() of one host. ``room`` (N,): to work in. */
 CLONES void encode(const tables_t *t, const view_t *v, const seen_t *in, const remembered_t *m, double *room, float *vms,
             float *whole) {
-    double asked[R] = {0.0}, needed[R] = {0.0}, pressed[R] = {0.0}, delay = 0.0;
+    double asked[R] = {0.0}, needed[R] = {0.0}, pressed[R] = {0.0}, wanted[R] = {0.0}, delay = 0.0, share = 1.0;
     room_left(t, in->ask, v->order, v->per_movable, room);
     for (int64_t i = 0; i < t->n; i++) {
+        double size = size_of(v, in->need + i * R);
+        m->most[i] = fmax(m->most[i] * (1.0 - MOST_FALL), size); /* not for what is no number */
+        double grown = grown_to(m->most[i], size) - 1.0;
         for (int r = 0; r < R; r++) {
+            wanted[r] += in->need[i * R + r] * grown;
             asked[r] += in->ask[i * R + r];
             needed[r] += in->need[i * R + r];
             pressed[r] += in->need[i * R + r] * in->rate[i];
@@ -151,6 +165,9 @@ CLONES void encode(const tables_t *t, const view_t *v, const seen_t *in, const r
         whole[ASKED + r] = (float)(asked[r] * v->per_capacity[r]);
         whole[NEEDED + r] = (float)(needed[r] * v->per_capacity[r]);
         whole[PRESSED + r] = (float)(pressed[r] * v->per_capacity[r]);
+        double left = 1.0 - (double)whole[ASKED + r], want = wanted[r] * v->per_capacity[r];
+        left = left < 0.0 ? 0.0 : left;
+        if (r != CACHE && want > left) share = smaller(left / want, share);
         if (r != CACHE && !isnan(most) && !(whole[ASKED + r] <= most)) most = whole[ASKED + r];
     }
     most -= 1.0f;
@@ -160,7 +177,8 @@ CLONES void encode(const tables_t *t, const view_t *v, const seen_t *in, const r
     bring_within(whole, v->host_bounds, HOST_FEATURES, HOST_FEATURES);
     for (int64_t i = 0; i < t->n; i++) {
         m->hidden[i] = in->unsure[i] ? m->hidden[i] + 1.0 : 0.0;
-        see_vm(t, v, in, i, room[i], m->last[i], m->hidden[i], most, vms + i * VM_FEATURES);
+        double grown = grown_to(m->most[i], size_of(v, in->need + i * R));
+        see_vm(t, v, in, i, room[i], m->last[i], m->hidden[i], grown, share, most, vms + i * VM_FEATURES);
         remember(v->kept, m->lately + i * 2 * KEPT, vms + i * VM_FEATURES);
         m->last[i] = in->need[i * R + CPU];
     }

@@ -6,7 +6,7 @@
 /* deadlines.py: LOOKS are now and each of STEPS; policies/features.py: columns of what is seen. */
 enum { STEPS = 4, LOOKS = STEPS + 1, RATES = STEPS + 1, ACTIONS = 1 + R };
 enum { AMOUNTS = 5 * R, LOAD = AMOUNTS, DELAY = LOAD + R, TREND, PRIORITY, FITS, ISOLATED, TARGET, SLACK, DUE };
-enum { RATE = DUE + RATES, OVERDUE, HIDDEN, WEIGHT, OVER, SERVED, SHORT, SEEN_RATE, SHORT_RATE, LATELY };
+enum { RATE = DUE + RATES, OVERDUE, HIDDEN, WEIGHT, OVER, SERVED, SHORT, SEEN_RATE, SHORT_RATE, BELOW, STANDBY, LATELY };
 enum { KEPT = 22, SWING = LATELY + KEPT, VM_FEATURES = SWING + KEPT, LATELY_TICKS = 20 };
 enum { ASKED, NEEDED = R, PRESSED = 2 * R, VMS = 3 * R, MEAN_DELAY, HOST_FEATURES };
 
@@ -41,6 +41,7 @@ typedef struct {
 } seen_t;
 typedef struct {
     double *last, *hidden; /* (N,) the CPU need of the tick before; for how long a queue has not been seen */
+    double *most;          /* (N,) what it needed at most lately, in shares of the host */
     float *lately;         /* (N, 2 KEPT) means and swings */
 } remembered_t;
 void encode(const tables_t *t, const view_t *v, const seen_t *in, const remembered_t *m, double *room, float *vms,

@@ -30,7 +30,7 @@ PyObject *py_due(PyObject *self, PyObject *const *args, Py_ssize_t count) {
 
 PyObject *py_encode(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     call_t c;
-    if (!counted(count, 20)) return NULL;
+    if (!counted(count, 21)) return NULL;
     if (!begin(&c, args[0], args[1])) return finish(&c, NULL);
     Py_ssize_t n = c.n;
     const double *at = take(&c.buffers, args[2], 'd', 3 * R + 1 + 5 * n, false);
@@ -39,18 +39,18 @@ PyObject *py_encode(PyObject *self, PyObject *const *args, Py_ssize_t count) {
     seen_t in = {.ask = REAL(5, c.nr), .need = REAL(6, c.nr), .backlog = REAL(7, c.nr), .delay = REAL(8, n),
                  .held = WHOLE(9, c.nr), .unsure = take(&c.buffers, args[10], '?', c.hosts * n, false),
                  .overdue = REAL(11, n), .rates = REAL(12, RATES * n), .rate = REAL(13, n), .stride = c.hosts * n};
-    remembered_t m = {.last = REAL_OUT(14, n), .hidden = REAL_OUT(15, n)};
-    v.kept = take_below(&c, args[16], KEPT, LATELY);
-    m.lately = take(&c.buffers, args[17], 'f', c.hosts * n * 2 * KEPT, true);
-    float *vms = take(&c.buffers, args[18], 'f', c.hosts * n * VM_FEATURES, true);
-    float *whole = take(&c.buffers, args[19], 'f', c.hosts * HOST_FEATURES, true);
+    remembered_t m = {.last = REAL_OUT(14, n), .hidden = REAL_OUT(15, n), .most = REAL_OUT(16, n)};
+    v.kept = take_below(&c, args[17], KEPT, LATELY);
+    m.lately = take(&c.buffers, args[18], 'f', c.hosts * n * 2 * KEPT, true);
+    float *vms = take(&c.buffers, args[19], 'f', c.hosts * n * VM_FEATURES, true);
+    float *whole = take(&c.buffers, args[20], 'f', c.hosts * HOST_FEATURES, true);
     if (c.buffers.failed) return finish(&c, NULL);
     v.per_capacity = at + R, v.per_movable = at + 2 * R, v.count = at + 3 * R, at += 3 * R + 1;
     v.priority = at, v.weight = at + n, v.target = at + 2 * n, v.log_target = at + 3 * n, v.isolated = at + 4 * n;
     v.host_bounds = v.vm_bounds + 3 * VM_FEATURES;
     for (Py_ssize_t h = 0; h < c.hosts; h++) {
         encode(&c.tables, &v, &in, &m, c.scratch.x, vms + h * n * VM_FEATURES, whole + h * HOST_FEATURES);
-        m.last += n, m.hidden += n, m.lately += n * 2 * KEPT;
+        m.last += n, m.hidden += n, m.most += n, m.lately += n * 2 * KEPT;
         in.ask += c.nr, in.need += c.nr, in.backlog += c.nr, in.delay += n, in.held += c.nr, in.unsure += n;
         in.overdue += n, in.rates += n, in.rate += n;
     }

@@ -41,7 +41,7 @@ typedef struct {
     size_t bytes;
 } consult_t;
 
-enum { CONSULT = 25 };
+enum { CONSULT = 26 };
 
 static void drop_consult(void *room) {
     free(((consult_t *)room)->memory);
@@ -83,7 +83,7 @@ static consult_t *open_consult(memo_t *m, PyObject *const *args) {
     in->ask = IN('d', nr), in->need = IN('d', nr), in->backlog = IN('d', nr), in->delay = IN('d', n);
     in->held = IN('l', nr), in->unsure = IN('?', n), in->overdue = IN('d', n), in->rates = IN('d', RATES * n);
     in->rate = IN('d', n);
-    k->remembered = (remembered_t){.last = OUT('d', n), .hidden = OUT('d', n)};
+    k->remembered = (remembered_t){.last = OUT('d', n), .hidden = OUT('d', n), .most = OUT('d', n)};
     v->kept = take_below(&k->c, *a++, KEPT, LATELY);
     k->remembered.lately = OUT('f', 2 * KEPT * n);
     const int64_t *w = IN('l', 6);

@@ -41,7 +41,7 @@ from foreshare.training.learning.config import (
 from foreshare.training.learning.directions import direct_basis, whitening
 from foreshare.training.learning.judge import Judge, play_here
 from foreshare.training.learning.members import Match, Members, late_of_members
-from foreshare.training.learning.scenes import HURRY, blinded, hurrying, normalised, scenes
+from foreshare.training.learning.scenes import HURRY, READY, blinded, hurrying, normalised, scenes
 from foreshare.training.learning.state import load
 from foreshare.training.learning.train import TrainOptions, train
 
@@ -487,15 +487,17 @@ def test_shipped_configurations_are_read_back(name: str) -> None:
     assert from_values(json.loads(json.dumps(as_table(config)))) == config
 
 
-def test_a_hurrying_network_multiplies_needs_by_a_power_of_the_rate() -> None:
+@pytest.mark.parametrize(("name", "power", "low"), [("rate", HURRY, -2.0), ("standby", READY, 0.0)])
+def test_a_hurrying_network_multiplies_needs_by_powers(name: str, power: float, low: float) -> None:
     names = [feature.name for feature in VM_FEATURES]
     net = hurrying(normalised(network(gain=0.0), SCENES, "triage", 0, count=2))
     vms = np.zeros((1, 5, len(names)), np.float32)
-    vms[..., names.index("rate")] = np.linspace(-2.0, 2.0, 5)
+    values = np.linspace(low, 1.0, 5)
+    vms[..., names.index(name)] = values
     host = np.zeros((1, len(net.arrays["host_mean"])), np.float32)
     action = net.forward(vms, np.ones((1, 5), np.float32), host)[0]
     for resource in (CPU, MEMORY, IO):
-        assert LIMIT * np.arctanh(action[:, 1 + resource]) == pytest.approx(HURRY * np.linspace(-2.0, 2.0, 5), abs=1e-5)
+        assert LIMIT * np.arctanh(action[:, 1 + resource]) == pytest.approx(power * values, abs=1e-5)
     assert not action[:, 0].any() and not action[:, 1 + CACHE].any()
 
 

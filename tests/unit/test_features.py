@@ -13,6 +13,7 @@ from foreshare.policies.decide import UNHURRIED, conclude_tick, forecast_tick
 from foreshare.policies.features import (
     HOST_FEATURES,
     LATELY_TICKS,
+    MOST_FALL,
     VM_FEATURES,
     Encoder,
     F,
@@ -21,7 +22,7 @@ from foreshare.policies.features import (
     remembered_of,
     schema_hash,
 )  # fmt: skip
-from foreshare.policies.host import Host
+from foreshare.policies.host import CACHE, Host
 from foreshare.policies.reading import Reading
 from foreshare.policies.registry import make_mind
 
@@ -119,6 +120,45 @@ def test_means_and_swings_are_those_of_what_was_seen(compiled: object, monkeypat
     assert (seen[-1][:, swings].max(axis=0) > 0.01).sum() > 8
 
 
+@pytest.mark.parametrize("compiled", [kernel.compiled, None], ids=["compiled", "numpy"])
+@pytest.mark.parametrize("crowded", [False, True])
+def test_who_sleeps_stands_by_for_what_he_needed_as_far_as_there_is_room(
+    crowded: bool, compiled: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "compiled", compiled)
+    host = Host(topology(), table(4))
+    mind = make_mind("triage", host)
+    encoder = Encoder(mind)
+    below, standby = ([f.name for f in VM_FEATURES].index(name) for name in ("below", "standby"))
+    gates = [r for r in range(4) if r != CACHE]
+    capacity = np.zeros(4)
+    for pool in host.topology.pools:
+        capacity[pool.resource] += pool.units
+    most, shares = np.zeros(len(host)), []
+    r = Reading.empty(len(host))
+    r.dt_ns, r.limit[:], r.quality[:] = 10_000_000, np.inf, 0
+    for tick in range(120):  # the first two were busy, and sleep; the others are as they were
+        r.usage[:] = 0.2 * capacity / len(host)
+        r.usage[:2] = (0.9 if tick < 20 else 0.02) * capacity / len(host)
+        if crowded:
+            r.usage[2:] = 1.8 * capacity / len(host)
+        r.demand_low[:] = r.usage
+        forecast_tick(mind, r)
+        vms = encoder.encode()[0].astype(float)
+        need, ask = mind.request.need[:, gates], mind.request.ask[:, gates]
+        size = (need / capacity[gates]).sum(axis=1)
+        most = np.maximum(most * (1.0 - MOST_FALL), size)
+        np.testing.assert_allclose(vms[:, below], np.clip(np.log(most / size), 0.0, 6.0), atol=1e-5)
+        # Were needs what it says, hardly more would be asked for than there is.
+        ready = np.maximum(ask, need * np.exp(vms[:, standby])[:, None]).sum(axis=0)
+        assert (ready <= np.maximum(ask.sum(axis=0), capacity[gates]) * (1.0 + 1e-5)).all()
+        assert (vms[:, standby] >= 0.0).all() and (vms[:, standby] <= vms[:, below] + 1e-6).all()
+        shares.append(vms[0, standby] / max(vms[0, below], 1e-9) if tick >= 60 else 0.0)
+        conclude_tick(mind)
+    assert vms[0, below] > 1.0
+    assert max(shares[60:]) < 0.5 if crowded else min(shares[60:]) > 0.9
+
+
 def test_memories_go_with_their_vm_and_a_new_one_has_none() -> None:
     vms = table(6)
     host = Host(topology(), vms.take(np.arange(5)))
@@ -129,9 +169,12 @@ def test_memories_go_with_their_vm_and_a_new_one_has_none() -> None:
         before = encoder.encode()[0].copy()
         conclude_tick(mind)
     swings = [i for i, f in enumerate(VM_FEATURES) if f.name.startswith("swing_")]
+    most = dict(zip(host.vms.uuid, encoder._most, strict=True))
     mind.rebind(Host(host.topology, vms.take(np.array([3, 5, 0]))))
     forecast_tick(mind, reading(mind.host, rng, holes=False))
     after = encoder.encode()[0]
+    kept = [most.get(u, 0.0) * (1.0 - MOST_FALL) for u in mind.host.vms.uuid]
+    assert (encoder._most >= np.array(kept) - 1e-12).all() and kept[0] > 0.0 and kept[1] == 0.0
     # One tick moves a mean by no more than a share of how far a feature can be from it.
     span = np.array([f.high for f in VM_FEATURES])[swings] / LATELY_TICKS
     assert (np.abs(after[[0, 2]][:, swings] - before[[3, 0]][:, swings]) <= span + 1e-5).all()

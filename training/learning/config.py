@@ -21,7 +21,8 @@ MOST_STEPS = 10**12
 LEAST_AVERAGE = 1e-3
 DEADLINE = "deadline"
 GROUPS = {
-    "forecast": ("ask_", "need_", "load_", "trend", "fits", "served", "short", "asked_", "needed_"),
+    "forecast": ("ask_", "need_", "load_", "trend", "fits", "served", "short", "below", "standby", "asked_",
+                 "needed_"),
     "backlog": ("backlog_", "delay", "slack", "due_", "rate", "overdue", "hidden", "seen_rate", "short_rate",
                 "pressed_", "mean_delay"),
     "reservations": ("reservation_", "over"),

@@ -32,7 +32,7 @@ SCENES, EPISODES, JUDGED, ROUND, STATISTICS, LIARS = range(6)
 """Parts of a training that have seeds of their own; see :func:`sequence_seed`."""
 LOAD_SHAKE, LEAST_RESERVED = 0.10, 0.80
 _STATISTICS_TICKS = 120
-HURRY = 0.25
+HURRY, READY = 0.25, 2.0
 """See :func:`hurrying`."""
 LEAST_SPREAD = 1e-3
 """A feature that moves less than this is not scaled up."""
@@ -145,18 +145,19 @@ def _is_of(name: str, parts: Collection[str]) -> bool:
 
 
 def hurrying(network: Network) -> Network:
-    """Return ``network`` with the need of CPU, memory and IO times ``rate ** HURRY``, as far as tanh is straight.
+    """Return ``network`` with the need of CPU, memory and IO times ``rate ** HURRY * standby ** READY``.
 
-    ``rate`` is the feature of that name, its logarithm: how fast a VM would have to be served to meet its deadlines. A
-    network that is blind to it stays as it is.
+    Where tanh is straight; ``rate`` and ``standby`` are the features of these names, their logarithms: how fast a VM
+    would have to be served to meet its deadlines, and how much more it may need when it wakes. What a network is blind
+    to leaves it as it is.
     """
-    row = [feature.name for feature in VM_FEATURES].index("rate")
-    if not network.arrays["vm_scale"][row]:
-        return network
     arrays = {name: array.copy() for name, array in network.arrays.items()}
     columns = [1 + int(r) for r in (CPU, MEMORY, IO)]
-    arrays["lin_w"][row, columns] = HURRY / LIMIT / arrays["vm_scale"][row]
-    arrays["out_b"][columns] = HURRY / LIMIT * arrays["vm_mean"][row]
+    for name, power in (("rate", HURRY), ("standby", READY)):
+        row = [feature.name for feature in VM_FEATURES].index(name)
+        if arrays["vm_scale"][row]:
+            arrays["lin_w"][row, columns] = power / LIMIT / arrays["vm_scale"][row]
+            arrays["out_b"][columns] += power / LIMIT * arrays["vm_mean"][row]
     return Network(arrays)
 
 
