@@ -12,9 +12,9 @@ from pathlib import Path
 from .bundle import FILES, MANIFEST, NPZ, ONNX, Bundle, BundleError, open_contents
 
 SHA256: dict[str, str] = {
-    "policy.npz": "df7918471bc597a1d2b019abad9aeb01d43da1a4ebf2fc6f79e2296443823379",
-    "policy.onnx": "609026c245df6899a010ce3516cd4f54be61691e3030e154325a7a548e0748d2",
-    "manifest.json": "778e34eea7f41fdbe9e009dcb7e97a37781f3ae746f0088c1a522e4e65b1bc6b",
+    "policy.npz": "44c3cecceb49d8f77a2ff69343458bd009123ff02cc30e4224a030f74954d78e",
+    "policy.onnx": "688927bf8510d61c8ebca80024f77ac9c55f948099feaa29c7669e152a112dc2",
+    "manifest.json": "3ba8d0276df90f534306609436c49e79897595d7ae63f2c5c603f8479963cf32",
 }
 """Of each file; empty where none is shipped."""
 FOLDER = Path(__file__).parents[1] / "champion"
