@@ -336,6 +336,51 @@ def test_a_qemu_process_that_nobody_names_gets_a_row_and_its_share(
         hal.close()
 
 
+@pytest.mark.parametrize("fate", ["gone", "unopened"])
+def test_a_row_is_not_kept_waiting_by_the_vm_that_had_it_before(
+    fate: str, vms: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One whose cgroup went before the watch saw it go, or could not be opened: the next VM is met as any other."""
+    known: dict[str, str] = {}
+    monkeypatch.setattr(Homes, "of_processes", lambda homes: dict(known))
+    later = f"{vms[1]}-later"
+    hal = LinuxHal(LinuxSpec(vms=(VmSpec(name="a", cgroup=vms[0]),), discovery=DiscoverySpec(libvirt="", spare=1)))
+    attach = hal._attach
+
+    def refused(row: int, cgroup: str) -> None:
+        if cgroup == vms[1]:
+            raise OSError("half made")
+        attach(row, cgroup)
+
+    try:
+        hal.claim(lambda doc: None)
+        ticker = Ticker(hal)
+        known[UUID.format(7)] = vms[1]
+        if fate == "gone":
+            ticker.until(lambda: bool(ticker.reading.present[1]))
+            remove(vms[1])
+            ticker.until(lambda: not ticker.reading.present[1])
+            for _ in range(WITHIN_TICKS):
+                hal.sample(ticker.reading)
+            assert hal.troubles() == (), "nothing is wrong with a VM that went"
+        else:
+            monkeypatch.setattr(hal, "_attach", refused)
+            ticker.until(lambda: any("half made" in t for t in hal.troubles()))
+            remove(vms[1])
+        make(later)
+        known.clear()
+        known[UUID.format(8)] = later
+        assert ticker.until(lambda: bool(ticker.reading.present[1])) <= WITHIN_TICKS
+        assert hal.vms.uuid[1] == UUID.format(8) and hal.troubles() == ()
+    finally:
+        hal.close()
+        for _, mount in MOUNTS:
+            if os.path.isdir(f"{mount}/{later}"):
+                os.rmdir(f"{mount}/{later}")
+        if not os.path.isdir(f"{MOUNTS[0][1]}/{vms[1]}"):
+            make(vms[1])
+
+
 def run_with(text: str, tmp_path: Path, *more: str) -> subprocess.Popen[str]:
     config = tmp_path / "host.toml"
     config.write_text(f'[host]\nstate_dir = "{tmp_path}/state"\n{text}')

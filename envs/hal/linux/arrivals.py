@@ -56,8 +56,8 @@ class Arrivals:
         )
         self._rows = {vm.uuid.lower(): row for row, vm in enumerate(self.specs) if not vm.cgroup and vm.uuid}
         mount = where.controllers.get("cpu") or where.unified
-        top = mount.path if mount is not None else where.root
-        self._by_path = [(row, f"{top}/{vm.cgroup}") for row, vm in enumerate(self.specs) if vm.cgroup]
+        self._top = mount.path if mount is not None else where.root
+        self._by_path = [(row, f"{self._top}/{vm.cgroup}") for row, vm in enumerate(self.specs) if vm.cgroup]
         self._home = [vm.cgroup for vm in self.specs]
         if discovery.wait:
             for row, path in self._by_path:
@@ -72,8 +72,8 @@ class Arrivals:
         homes = self.found.homes
         for uuid, row in self._rows.items():
             self._home[row] = homes.get(uuid, "")
-        self._closed_to_us: dict[int, str] = {}
-        """By row: why a VM that arrived could not be opened."""
+        self._closed_to_us: dict[int, tuple[str, str]] = {}
+        """By row: the cgroup of a VM that arrived and could not be opened, and why."""
         self._rowless = ""
 
     @property
@@ -94,7 +94,8 @@ class Arrivals:
 
     def troubles(self) -> list[str]:
         """Return a line for each VM that is not managed though it runs, and one where libvirt does not answer."""
-        return [self._rowless, *self._closed_to_us.values(), *([t] if (t := self.found.trouble) else ())]
+        closed = (why for _, why in self._closed_to_us.values())
+        return [self._rowless, *closed, *([t] if (t := self.found.trouble) else ())]
 
     def home(self, row: int) -> str:
         """Return the cgroup that a VM lives in; "": nowhere."""
@@ -121,6 +122,8 @@ class Arrivals:
                 continue
             if os.path.isdir(path):
                 self._take(row, self.specs[row].cgroup, attach, SOON_TICKS)
+            else:
+                self._closed_to_us.pop(row, None)
         if self._watch is None:
             return
         homes = self._watch.found.homes
@@ -128,10 +131,11 @@ class Arrivals:
         if self._free and not homes.keys() <= self._rows.keys():
             self._welcome(present, renamed)
         for uuid, row in self._rows.items():
-            if self._waits(row, arrived):
-                continue
             home = homes.get(uuid, "")
-            if home and not (present[row] and home == self._home[row]):
+            self._forgive(row, home)
+            if self._waits(row, arrived) or not home or (present[row] and home == self._home[row]):
+                continue
+            if os.path.isdir(f"{self._top}/{home}"):  # else it went a moment ago, and the watch has yet to see that
                 self._take(row, home, attach, RETRY_TICKS)
 
     def close(self) -> None:
@@ -147,11 +151,17 @@ class Arrivals:
             arrived(row)
         return wait != 0
 
+    def _forgive(self, row: int, home: str) -> None:
+        """Let a cgroup that could not be opened delay no other: the row's VM, or the one after it, lives in another."""
+        if row in self._closed_to_us and self._closed_to_us[row][0] != home:
+            del self._closed_to_us[row]
+            self._wait[row] = max(self._wait[row], 0)
+
     def _take(self, row: int, home: str, attach: Callable[[int, str], None], retry: int) -> None:
         try:
             attach(row, home)
         except (ForeshareError, OSError) as error:
-            self._closed_to_us[row] = f"VM {self.specs[row].name!r} in {home}: {error}"
+            self._closed_to_us[row] = home, f"VM {self.specs[row].name!r} in {home}: {error}"
             self._wait[row] = -retry
             return
         self._closed_to_us.pop(row, None)
