@@ -39,7 +39,7 @@ def test_every_part_is_taken_away_and_what_is_done_is_kept(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", empty_registry)
     result = ablate(options(tmp_path), play=play_here)
     rows = result["variants"]
-    assert list(rows) == ["whole", "forecast", "backlog", "reservations", "memory", "triage", "layers"]
+    assert list(rows) == ["whole", "forecast", "backlog", "reservations", "memory", "standby", "triage", "layers"]
     assert {name: row["base"] for name, row in rows.items() if row["base"] != "triage"} == {"triage": WATER_FILLING}
     bases = [row["loads"] for name, row in rows.items() if name != "triage"]
     assert all(loads[x]["base"] == bases[0][x]["base"] for loads in bases for x in loads)  # the same arrivals
@@ -51,6 +51,8 @@ def test_every_part_is_taken_away_and_what_is_done_is_kept(
     assert [name for name, scale in zip(names, forgetful, strict=True) if not scale] == [
         name for name in names if name != remembered_of(name)
     ]
+    unready = Network.load(rows["standby"]["policy"]).arrays["vm_scale"]
+    assert [name for name, scale in zip(names, unready, strict=True) if not scale] == ["below", "standby"]
     assert any(Network.load(rows["layers"]["policy"]).widths) and not any(Network.load(rows["whole"]["policy"]).widths)
     networks = [np.concatenate([a.ravel() for a in Network.load(r["policy"]).arrays.values()]) for r in rows.values()]
     assert len({n.tobytes() for n in networks}) == len(networks)

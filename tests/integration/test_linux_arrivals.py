@@ -355,8 +355,8 @@ def test_a_row_is_not_kept_waiting_by_the_vm_that_had_it_before(
     try:
         hal.claim(lambda doc: None)
         ticker = Ticker(hal)
-        known[UUID.format(7)] = vms[1]
         if fate == "gone":
+            known[UUID.format(7)] = vms[1]
             ticker.until(lambda: bool(ticker.reading.present[1]))
             remove(vms[1])
             ticker.until(lambda: not ticker.reading.present[1])
@@ -365,6 +365,7 @@ def test_a_row_is_not_kept_waiting_by_the_vm_that_had_it_before(
             assert hal.troubles() == (), "nothing is wrong with a VM that went"
         else:
             monkeypatch.setattr(hal, "_attach", refused)
+            known[UUID.format(7)] = vms[1]
             ticker.until(lambda: any("half made" in t for t in hal.troubles()))
             remove(vms[1])
         make(later)
@@ -379,6 +380,33 @@ def test_a_row_is_not_kept_waiting_by_the_vm_that_had_it_before(
                 os.rmdir(f"{mount}/{later}")
         if not os.path.isdir(f"{MOUNTS[0][1]}/{vms[1]}"):
             make(vms[1])
+
+
+def test_a_vm_that_could_not_be_opened_and_went_is_no_trouble_any_more(
+    vms: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    specs = (VmSpec(name="a", cgroup=vms[0]), VmSpec(name="b", cgroup=vms[1]))
+    hal = LinuxHal(LinuxSpec(vms=specs, discovery=DiscoverySpec(wait=True)))
+    attach = hal._attach
+
+    def refused(row: int, cgroup: str) -> None:
+        raise OSError("half made")
+
+    try:
+        hal.claim(lambda doc: None)
+        ticker = Ticker(hal)
+        remove(vms[1])
+        ticker.until(lambda: not ticker.reading.present[1])
+        monkeypatch.setattr(hal, "_attach", refused)
+        make(vms[1])
+        ticker.until(lambda: any("half made" in t for t in hal.troubles()))
+        remove(vms[1])
+        assert ticker.until(lambda: hal.troubles() == ()) <= WITHIN_TICKS
+        monkeypatch.setattr(hal, "_attach", attach)
+        make(vms[1])
+        assert ticker.until(lambda: bool(ticker.reading.present[1])) <= WITHIN_TICKS
+    finally:
+        hal.close()
 
 
 def run_with(text: str, tmp_path: Path, *more: str) -> subprocess.Popen[str]:

@@ -27,6 +27,7 @@ GROUPS = {
                 "pressed_", "mean_delay"),
     "reservations": ("reservation_", "over"),
     "memory": ("lately_", "swing_"),
+    "standby": ("below", "standby"),
 }  # fmt: skip
 """What an ablation takes away: names of features, or what they begin with; what is remembered of one goes with it."""
 

@@ -132,7 +132,10 @@ class Arrivals:
             self._welcome(present, renamed)
         for uuid, row in self._rows.items():
             home = homes.get(uuid, "")
-            self._forgive(row, home)
+            if row in self._closed_to_us and self._closed_to_us[row][0] != home:
+                # What could not be opened delays no other cgroup: the row's VM, or the one after it, lives in another.
+                del self._closed_to_us[row]
+                self._wait[row] = max(self._wait[row], 0)
             if self._waits(row, arrived) or not home or (present[row] and home == self._home[row]):
                 continue
             if os.path.isdir(f"{self._top}/{home}"):  # else it went a moment ago, and the watch has yet to see that
@@ -150,12 +153,6 @@ class Arrivals:
         if wait == 1:
             arrived(row)
         return wait != 0
-
-    def _forgive(self, row: int, home: str) -> None:
-        """Let a cgroup that could not be opened delay no other: the row's VM, or the one after it, lives in another."""
-        if row in self._closed_to_us and self._closed_to_us[row][0] != home:
-            del self._closed_to_us[row]
-            self._wait[row] = max(self._wait[row], 0)
 
     def _take(self, row: int, home: str, attach: Callable[[int, str], None], retry: int) -> None:
         try:
